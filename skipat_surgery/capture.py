@@ -1,0 +1,130 @@
+"""Reading a model while it runs: Z of chosen blocks, the final tokens, the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .families import Family, find_tower
+from .operation import record_of
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A model's vision tower, cut or not, with its family and the blocks that are skipped."""
+
+    module: nn.Module
+    family: Family
+    skip: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Tower:
+        """The tower of a model.
+
+        Raises:
+            UnsupportedModelError: The model holds none.
+        """
+        found = record_of(model)
+        if found is not None:
+            _, module, record = found
+            return cls(module, record.family, record.config.skip)
+        _, module, family = find_tower(model)
+        return cls(module, family)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """The number of tokens before the patches."""
+        return self.family.num_prefix_tokens(self.module)
+
+    def msa_slot(self, index: int) -> nn.Module:
+        """What makes Z in a block: its MSA, or what stands in its place."""
+        return self.family.block_list(self.module)[index].get_submodule(self.family.attention)
+
+
+class _Seen(Exception):
+    """Ends a forward once everything asked for has been seen."""
+
+
+@dataclass
+class Observation:
+    """What one forward showed: Z by block (B, N, D), and the tokens after the last norm (B, N, D)."""
+
+    z: dict[int, Tensor] = field(default_factory=dict)
+    tokens: Tensor | None = None
+
+
+@contextmanager
+def observe(tower: Tower, blocks: Iterable[int] = (), tokens: bool = False) -> Iterator[Observation]:
+    """Watch the forwards made inside the context.
+
+    Args:
+        tower: Of the model that runs.
+        blocks: The blocks whose Z to keep.
+        tokens: Whether to keep the tokens after the last norm.
+    """
+    seen = Observation()
+
+    def keep_z(index: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            seen.z[index] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def keep_tokens(module: nn.Module, args: Any, output: Tensor) -> None:
+        seen.tokens = output
+
+    with ExitStack() as hooks:
+        for index in blocks:
+            handle = tower.msa_slot(index).register_forward_hook(keep_z(index))
+            hooks.callback(handle.remove)
+        if tokens:
+            norm = tower.module.get_submodule(tower.family.final_norm)
+            hooks.callback(norm.register_forward_hook(keep_tokens).remove)
+        yield seen
+
+
+def z_of(tower: Tower, blocks: Iterable[int], images: Tensor) -> dict[int, Tensor]:
+    """Z (B, N, D) of chosen blocks, by block; the tower runs no further than the last of them."""
+    blocks = sorted(blocks)
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        raise _Seen
+
+    with observe(tower, blocks) as seen:
+        handle = tower.msa_slot(blocks[-1]).register_forward_hook(stop)
+        try:
+            tower.module(images)
+        except _Seen:
+            pass
+        finally:
+            handle.remove()
+    return seen.z
+
+
+def logits_of(output: Any) -> Tensor | None:
+    """The logits (B, classes) in a classifier's output; None where the model is no classifier."""
+    if isinstance(output, Tensor):
+        return output if output.ndim == 2 else None
+    if isinstance(output, tuple) and not hasattr(output, "logits"):  # timm's distilled models, in training
+        return torch.stack(output).mean(dim=0)
+    return getattr(output, "logits", None)
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Run models in evaluation mode and without gradients, then put their modes back."""
+    modes = [{module: module.training for module in model.modules()} for model in models]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for states in modes:
+            for module, training in states.items():
+                module.training = training

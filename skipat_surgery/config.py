@@ -1,0 +1,159 @@
+"""What a Φ looks like, and which blocks have one: frozen, validated, stored as versioned JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+FORMAT_VERSION = 1
+PREFIX_MODES = ("mix", "pass")
+
+
+@dataclass(frozen=True)
+class PhiConfig:
+    """The shape of one Φ (paper §3.2, Eq. 5-8).
+
+    Args:
+        expansion: Hidden width of Φ as a multiple of the model's width, at least 0.125. The paper uses 2.
+        kernel_size: Side of the depthwise convolution over the patch grid, odd. The paper uses 5.
+        channel_attention: Whether efficient channel attention (ECA) gates the output, as in the paper.
+        prefix: What becomes of the prefix tokens (CLS, distillation, registers). ``"pass"`` hands their Z on
+            unchanged, as in the paper. ``"mix"`` maps [own Z, mean patch Z] linearly, at one token's cost, which
+            a pretrained classifier needs.
+
+    Raises:
+        ValueError: A value is out of range; the message says which ones are allowed.
+
+    Example:
+        >>> PhiConfig.paper()
+        PhiConfig(expansion=2.0, kernel_size=5, channel_attention=True, prefix='pass')
+    """
+
+    expansion: float = 0.5
+    kernel_size: int = 5
+    channel_attention: bool = True
+    prefix: str = "mix"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.expansion, bool) or not isinstance(self.expansion, (int, float)):
+            raise ValueError(f"expansion must be a number, got {self.expansion!r}")
+        if not 0.125 <= self.expansion < float("inf"):
+            raise ValueError(f"expansion must be at least 0.125 and finite, got {self.expansion}")
+        object.__setattr__(self, "expansion", float(self.expansion))
+        if isinstance(self.kernel_size, bool) or not isinstance(self.kernel_size, int):
+            raise ValueError(f"kernel_size must be an integer, got {self.kernel_size!r}")
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd and positive (1, 3, 5, …), got {self.kernel_size}")
+        if not isinstance(self.channel_attention, bool):
+            raise ValueError(f"channel_attention must be True or False, got {self.channel_attention!r}")
+        if self.prefix not in PREFIX_MODES:
+            raise ValueError(f"prefix must be one of {PREFIX_MODES}, got {self.prefix!r}")
+
+    @classmethod
+    def paper(cls) -> PhiConfig:
+        """Φ as published: expansion 2, 5×5 depthwise convolution, ECA, prefix tokens passed through."""
+        return cls(expansion=2.0, kernel_size=5, channel_attention=True, prefix="pass")
+
+
+@dataclass(frozen=True)
+class SkipatConfig:
+    """Which blocks are skipped, each with its Φ: what ``config.skipat`` of a checkpoint holds.
+
+    Args:
+        phi: A mapping from block index (counted from 0) to the Φ that replaces its MSA.
+
+    Example:
+        >>> config = SkipatConfig({3: PhiConfig(), 4: PhiConfig(expansion=0.25)})
+        >>> SkipatConfig.from_dict(config.to_dict()) == config
+        True
+        >>> config.skip
+        (3, 4)
+    """
+
+    phi: Mapping[int, PhiConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for index, phi in self.phi.items():
+            if isinstance(index, bool) or not isinstance(index, int):
+                raise TypeError(f"skip must hold block indices (integers), got {index!r}")
+            if not isinstance(phi, PhiConfig):
+                raise TypeError(f"the Φ of block {index} must be a PhiConfig, got {phi!r}")
+        object.__setattr__(self, "phi", dict(sorted(self.phi.items())))
+
+    @classmethod
+    def parse(
+        cls, skip: Iterable[int] | Mapping[int, PhiConfig] | SkipatConfig, phi: PhiConfig | None = None
+    ) -> SkipatConfig:
+        """Read the arguments of `skipat_surgery.apply`.
+
+        Args:
+            skip: Block indices, or a mapping from block index to `PhiConfig`.
+            phi: The Φ of every block when `skip` gives only indices; ``PhiConfig()`` when left out.
+
+        Raises:
+            TypeError: `skip` is not an iterable of integers or a mapping to `PhiConfig`.
+            ValueError: `skip` names a block twice, or both `skip` and `phi` give a Φ.
+        """
+        if isinstance(skip, (SkipatConfig, Mapping)):
+            if phi is not None:
+                raise ValueError("skip already gives a PhiConfig for each block; leave phi out")
+            return skip if isinstance(skip, SkipatConfig) else cls(skip)
+        if isinstance(skip, (str, bytes)) or not isinstance(skip, Iterable):
+            raise TypeError(
+                "skip must be an iterable of block indices such as range(3, 9), or a mapping from index to "
+                f"PhiConfig, got {skip!r}"
+            )
+        if phi is not None and not isinstance(phi, PhiConfig):
+            raise TypeError(f"phi must be a PhiConfig, got {phi!r}")
+        indices = list(skip)
+        repeated = sorted({index for index in indices if indices.count(index) > 1}, key=repr)
+        if repeated:
+            raise ValueError(f"skip names these blocks more than once: {repeated}")
+        return cls(dict.fromkeys(indices, phi or PhiConfig()))
+
+    @property
+    def skip(self) -> tuple[int, ...]:
+        """The skipped blocks, in order."""
+        return tuple(self.phi)
+
+    @property
+    def runs(self) -> tuple[tuple[int, ...], ...]:
+        """The skipped blocks as runs of neighbours; each run starts from the MSA output of the block before it."""
+        runs: list[list[int]] = []
+        for index in self.skip:
+            if runs and index == runs[-1][-1] + 1:
+                runs[-1].append(index)
+            else:
+                runs.append([index])
+        return tuple(tuple(run) for run in runs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, with the version of the format."""
+        return {
+            "version": FORMAT_VERSION,
+            "phi": {str(index): asdict(phi) for index, phi in self.phi.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SkipatConfig:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: The data is of a newer version than this library reads, or holds unknown entries.
+        """
+        version = data.get("version")
+        if not isinstance(version, int) or version < 1:
+            raise ValueError(f"not a skipat configuration: version is {version!r}, expected an integer ≥ 1")
+        if version > FORMAT_VERSION:
+            raise ValueError(
+                f"this checkpoint's skipat configuration is of version {version}, this library reads up to "
+                f"{FORMAT_VERSION}: upgrade skipat-surgery"
+            )
+        unknown = sorted(set(data) - {"version", "phi"})
+        allowed = {f.name for f in fields(PhiConfig)}
+        for index, phi in data["phi"].items():
+            unknown += [f"phi.{index}.{name}" for name in sorted(set(phi) - allowed)]
+        if unknown:
+            raise ValueError(f"unknown entries in the skipat configuration: {unknown}; Φ knows {sorted(allowed)}")
+        return cls({int(index): PhiConfig(**phi) for index, phi in data["phi"].items()})

@@ -1,0 +1,210 @@
+"""The host's own modules, made to carry Z and the patch grid from block to block.
+
+Z and the grid travel as an attribute of the hidden-states tensor. A block's ``__call__`` takes them off the tensor
+that it is given and puts them on the one that it returns. Its ``forward``, which may be checkpointed and recomputed,
+is pure: Z is a tensor in and a tensor out. Nothing is stored on a module, so threads, recomputation and copies cannot
+mix two forwards up.
+
+Inside ``forward`` an attribute leads Z past the host's code as well, which runs unchanged through ``super().forward``:
+a `Box` on the block's input takes Z out of the MSA of an attended block, and brings it in where a skipped block had its
+MSA.
+
+Each class here is a mixin: `graft` joins it with the host's class and keeps the host's name, as accelerate and FSDP
+match classes by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from .families import Family, Grid, images_of
+from .phi import Phi
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_CARRIED = "_skipat_carried"
+_BOX = "_skipat_box"
+
+
+class Box:
+    """Holds Z for the length of one block's forward."""
+
+    def __init__(self, z: Tensor | None = None) -> None:
+        self.z = z
+
+
+def carry(x: Tensor, grid: Grid, z: Tensor | None = None) -> Tensor:
+    """Put the grid, and Z where the next block needs it, on the hidden states."""
+    setattr(x, _CARRIED, (grid, z))
+    return x
+
+
+def carried(x: Tensor, what: str) -> tuple[Grid, Tensor | None]:
+    """The grid and Z that the hidden states carry.
+
+    Raises:
+        RuntimeError: They carry nothing: something made a new tensor on the way, or skipped the embeddings.
+    """
+    state = getattr(x, _CARRIED, None)
+    if state is None:
+        raise RuntimeError(
+            f"{what} was given hidden states that do not carry the patch grid and Z. They must come straight from the "
+            "embeddings and blocks of the same model; a hook, a pipeline cut or a reentrant checkpoint around whole "
+            "blocks makes a new tensor between them and cannot be used with a cut model (non-reentrant "
+            "checkpointing can)."
+        )
+    return state
+
+
+def with_box(x: Tensor, box: Box) -> Tensor:
+    """The same hidden states under a new tensor object, which holds the box; the one given is left alone."""
+    x = x.view_as(x)
+    setattr(x, _BOX, box)
+    return x
+
+
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states among the arguments of a norm or an MSA."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+class Grafted:
+    """Base of the mixins: pickle and deepcopy rebuild the joined class from its two parts."""
+
+    grafted_from: tuple[type, type]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        how: Any = super().__reduce_ex__(max(protocol, 2))
+        return _rebuild, self.grafted_from, *how[2:]
+
+
+class GridSource(Grafted):
+    """Embeddings: what they return carries the patch grid of the images they were given."""
+
+    skipat_family: Family
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        height, width = images_of(args, kwargs).shape[-2:]
+        x = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return carry(x, self.skipat_family.image_to_grid(self, height, width))
+
+
+class TimmGridSource(Grafted):
+    """A timm tower: the tokens that its ``_pos_embed`` returns carry the patch grid."""
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3] if x.ndim == 4 else self.patch_embed.grid_size  # type: ignore[attr-defined]
+        return carry(super()._pos_embed(x), (height, width))  # type: ignore[misc]
+
+
+class Carrier(Grafted):
+    """A module between the embeddings and the blocks: hands on what its input carries."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        grid, z = carried(x, type(self).__name__)
+        return carry(super().__call__(x), grid, z)  # type: ignore[misc]
+
+
+class PassingBlock(Grafted):
+    """An attended block before a run that does not start there: hands the grid on."""
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        grid, _ = carried(x, f"a {type(self).__name__} before the skipped blocks")
+        return carry(super().__call__(x, *args, **kwargs), grid)  # type: ignore[misc]
+
+
+class FeedingBlock(Grafted):
+    """An attended block whose Z starts a run: Z_l = MSA(LN(X_l))."""
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        grid, _ = carried(x, f"the {type(self).__name__} before a skipped block")
+        x, z = super().__call__(x, *args, **kwargs)  # type: ignore[misc]
+        return carry(x, grid, z)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        box = Box()
+        x = super().forward(with_box(x, box), *args, **kwargs)  # type: ignore[misc]
+        assert box.z is not None
+        return x, box.z
+
+
+class BoxedNorm(Grafted):
+    """The norm before a tapped MSA: hands the box on."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = super().__call__(x)  # type: ignore[misc]
+        setattr(out, _BOX, getattr(x, _BOX))
+        return out
+
+
+class TappedAttention(Grafted):
+    """The MSA of a `FeedingBlock`: puts its output, Z, into the box as well."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        getattr(first_argument(args, kwargs), _BOX).z = out[0] if isinstance(out, tuple) else out
+        return out
+
+
+class SkippedBlock(Grafted):
+    """A block without MSA and without the norm before it: Z_l = Φ_l(Z_{l-1}).
+
+    `skipat_feeds_next` says whether the next block is skipped too; else Z is let go.
+    """
+
+    phi: Phi
+    skipat_feeds_next: bool
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        grid, z = carried(x, f"a skipped {type(self).__name__}")
+        if z is None:
+            raise RuntimeError(f"a skipped {type(self).__name__} was given no Z: the block before it was left out")
+        x, z = super().__call__(x, z, grid, *args, **kwargs)  # type: ignore[misc]
+        return carry(x, grid, z if self.skipat_feeds_next else None)
+
+    def forward(self, x: Tensor, z: Tensor, grid: Grid, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        z = self.phi(z, grid)
+        x = super().forward(with_box(x, Box(z)), *args, **kwargs)  # type: ignore[misc]
+        return x, z
+
+
+class SkippedAttention(nn.Module):
+    """Stands in the slot of a removed MSA and returns the Z that Φ made. No parameters."""
+
+    def __init__(self, returns_tuple: bool) -> None:
+        super().__init__()
+        self.returns_tuple = returns_tuple
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        z = getattr(first_argument(args, kwargs), _BOX).z
+        return (z, None) if self.returns_tuple else z
+
+
+def cached(function: Function) -> Function:
+    """`functools.cache` for functions of classes, which mypy does not take for hashable."""
+    return cache(function)  # type: ignore[return-value]
+
+
+@cached
+def _grafted(mixin: type, host: type) -> type:
+    names = {"__module__": host.__module__, "__qualname__": host.__qualname__, "grafted_from": (mixin, host)}
+    return type(host.__name__, (mixin, host), names)
+
+
+def graft(module: nn.Module, mixin: type[Grafted]) -> None:
+    """Make a module, in place, an instance of its own class with a mixin in front."""
+    module.__class__ = _grafted(mixin, type(module))
+
+
+def ungraft(module: nn.Module) -> None:
+    """Undo `graft`."""
+    if isinstance(module, Grafted):
+        module.__class__ = module.grafted_from[1]
+
+
+def _rebuild(mixin: type, host: type) -> nn.Module:
+    return object.__new__(_grafted(mixin, host))

@@ -1,0 +1,146 @@
+"""Φ, the function that stands in for a skipped block's MSA (paper §3.2, Fig. 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import PhiConfig
+
+# A hidden unit shifted this far keeps a unit-scale input where GELU is nearly the identity: two GELUs are off by 3 % of
+# the scale. A further shift is closer in float32, but bfloat16 rounds it more coarsely.
+LINEAR_SHIFT = 4.0
+# What a fresh Φ scales Z by before that shift, as the scale of Z is not known without data.
+FRESH_SCALE = 0.25
+
+
+class EfficientChannelAttention(nn.Module):
+    """ECA: each channel is gated by a convolution over its neighbours' token means (paper Eq. 8).
+
+    The gate starts at ½ on every channel.
+    """
+
+    def __init__(self, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        nn.init.zeros_(self.conv.weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        mean = tokens.mean(dim=1, keepdim=True)
+        return tokens * self.conv(mean).sigmoid()
+
+
+class Phi(nn.Module):
+    """Φ: Z_l from Z_{l-1} without attention (paper Eq. 5).
+
+    On the patch tokens, laid out as their H×W grid: FC, GELU, depthwise convolution, GELU, FC, ECA. On the prefix
+    tokens: what `PhiConfig.prefix` says. There is neither a norm nor a residual inside Φ.
+
+    A fresh Φ reuses Z: to 1 % at the scale of most models where the hidden width is at least the model's, else on the
+    random subspace that its width spans. Prefix tokens start by passing through.
+
+    Args:
+        dim: Width D of the model.
+        num_prefix_tokens: Number P of tokens before the patches (CLS, distillation, registers).
+        config: The shape of Φ.
+
+    Example:
+        >>> phi = Phi(dim=8, num_prefix_tokens=1, config=PhiConfig.paper())
+        >>> phi(torch.randn(2, 1 + 3 * 5, 8), grid=(3, 5)).shape
+        torch.Size([2, 16, 8])
+    """
+
+    def __init__(self, dim: int, num_prefix_tokens: int, config: PhiConfig) -> None:
+        super().__init__()
+        self.num_prefix_tokens = num_prefix_tokens
+        hidden = max(1, round(dim * config.expansion))
+        self.expand = nn.Linear(dim, hidden)
+        self.depthwise = nn.Conv2d(hidden, hidden, config.kernel_size, padding=config.kernel_size // 2, groups=hidden)
+        self.reduce = nn.Linear(hidden, dim)
+        self.eca = EfficientChannelAttention() if config.channel_attention else None
+        mixes = config.prefix == "mix" and num_prefix_tokens > 0
+        self.mix = nn.Linear(2 * dim, dim) if mixes else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start from reusing Z, as closely as the width allows."""
+        dim, hidden = self.reduce.weight.shape
+        encode = torch.empty(hidden, dim, device=self.expand.weight.device, dtype=torch.float32)
+        nn.init.orthogonal_(encode)  # float32, since there is no QR in half precision
+        self.set_patch_map(FRESH_SCALE * encode, encode.T / FRESH_SCALE, torch.zeros_like(self.reduce.bias))
+        if self.mix is not None:
+            eye = torch.eye(dim, device=encode.device, dtype=encode.dtype)
+            self.set_prefix_map(torch.cat([eye, torch.zeros_like(eye)], dim=1), torch.zeros_like(self.mix.bias))
+
+    @torch.no_grad()
+    def set_patch_map(self, encode: Tensor, decode: Tensor, bias: Tensor, shift: Tensor | None = None) -> None:
+        """Write the affine map ``decode @ (encode @ z + shift) + bias`` of the patch tokens into Φ.
+
+        Both GELUs are the identity on inputs well above zero, so the hidden units are shifted there by `LINEAR_SHIFT`
+        and back. That holds while ``encode @ z + shift`` is about unit scale.
+
+        Args:
+            encode: (h, D), with h at most the hidden width; further hidden units start at zero output.
+            decode: (D, h).
+            bias: (D,).
+            shift: (h,), zero when left out.
+        """
+        used = encode.shape[0]
+        if used > self.expand.out_features:
+            raise ValueError(f"Φ has {self.expand.out_features} hidden units, the map needs {used}")
+        gate = 1.0 if self.eca is None else 0.5
+        self.expand.weight[:used] = encode
+        self.expand.bias[:used] = LINEAR_SHIFT if shift is None else LINEAR_SHIFT + shift
+        self.depthwise.weight.zero_()
+        middle = self.depthwise.kernel_size[0] // 2
+        self.depthwise.weight[:, :, middle, middle] = 1.0
+        self.depthwise.bias.zero_()  # type: ignore[union-attr]
+        self.reduce.weight.zero_()
+        self.reduce.weight[:, :used] = decode / gate
+        self.reduce.bias.copy_((bias - LINEAR_SHIFT * decode.sum(dim=1)) / gate)
+        if self.eca is not None:
+            self.eca.conv.weight.zero_()
+
+    @torch.no_grad()
+    def set_prefix_map(self, weight: Tensor, bias: Tensor) -> None:
+        """Write the affine map of [own Z, mean patch Z] to the new prefix Z: weight (D, 2D), bias (D,)."""
+        if self.mix is None:
+            raise ValueError("this Φ passes its prefix tokens through; PhiConfig(prefix='mix') gives it a map")
+        self.mix.weight.copy_(weight)
+        self.mix.bias.copy_(bias)
+
+    def forward(self, z: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Z of this block from Z of the block before.
+
+        Args:
+            z: (B, P + H·W, D).
+            grid: (H, W), the patch grid.
+        """
+        height, width = grid
+        if z.shape[1] != self.num_prefix_tokens + height * width:
+            raise ValueError(
+                f"Φ was given {z.shape[1]} tokens, but {self.num_prefix_tokens} prefix tokens and a "
+                f"{height}×{width} patch grid make {self.num_prefix_tokens + height * width}"
+            )
+        prefix, patches = z[:, : self.num_prefix_tokens], z[:, self.num_prefix_tokens :].contiguous()
+        if self.num_prefix_tokens == 0:
+            return self.map_patches(patches, grid)
+        return torch.cat([self.map_prefix(prefix, patches), self.map_patches(patches, grid)], dim=1)
+
+    def map_patches(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, H·W, D) to (B, H·W, D)."""
+        hidden = F.gelu(self.expand(patches))
+        # (B, H·W, h) seen as (B, h, H, W) is channels-last in memory already: neither view copies.
+        image = hidden.unflatten(1, grid).permute(0, 3, 1, 2)
+        hidden = F.gelu(self.depthwise(image)).permute(0, 2, 3, 1).flatten(1, 2)
+        out = self.reduce(hidden)
+        return out if self.eca is None else self.eca(out)
+
+    def map_prefix(self, prefix: Tensor, patches: Tensor) -> Tensor:
+        """(B, P, D) and (B, H·W, D) to (B, P, D)."""
+        if self.mix is None:
+            return prefix
+        mean = patches.mean(dim=1, keepdim=True).expand_as(prefix)
+        return self.mix(torch.cat([prefix, mean], dim=-1))

@@ -1,0 +1,41 @@
+"""The configuration as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from skipat_surgery import PhiConfig, SkipatConfig
+
+
+def test_round_trip_through_json():
+    config = SkipatConfig({5: PhiConfig(0.25), 2: PhiConfig.paper(), 3: PhiConfig()})
+    assert SkipatConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.skip == (2, 3, 5)
+    assert config.runs == ((2, 3), (5,))
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PhiConfig().expansion = 1.0
+
+
+def test_the_papers_phi():
+    assert PhiConfig.paper() == PhiConfig(expansion=2, kernel_size=5, channel_attention=True, prefix="pass")
+
+
+def test_a_newer_version_is_refused():
+    data = {**SkipatConfig({2: PhiConfig()}).to_dict(), "version": 2}
+    with pytest.raises(ValueError, match=r"is of version 2, this library reads up to 1: upgrade skipat-surgery"):
+        SkipatConfig.from_dict(data)
+
+
+def test_unknown_entries_are_refused():
+    data = SkipatConfig({2: PhiConfig()}).to_dict()
+    data["phi"]["2"]["dilation"] = 2
+    with pytest.raises(ValueError, match=r"unknown entries in the skipat configuration: \['phi.2.dilation'\]"):
+        SkipatConfig.from_dict(data)
+    with pytest.raises(ValueError, match="not a skipat configuration: version is None"):
+        SkipatConfig.from_dict({})

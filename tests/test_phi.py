@@ -1,0 +1,68 @@
+"""Φ itself: against the plain reference, and the affine maps that can be written into it."""
+
+from __future__ import annotations
+
+import pytest
+import reference
+import torch
+
+from skipat_surgery import Phi, PhiConfig
+
+CONFIGS = [
+    PhiConfig.paper(),
+    PhiConfig(),
+    PhiConfig(expansion=0.125, kernel_size=1, channel_attention=False, prefix="pass"),
+    PhiConfig(expansion=3, kernel_size=7, prefix="mix"),
+]
+
+
+def random_phi(config: PhiConfig, prefix: int = 1) -> Phi:
+    torch.manual_seed(0)
+    phi = Phi(16, prefix, config).double()
+    with torch.no_grad():
+        for parameter in phi.parameters():
+            parameter.copy_(0.5 * torch.randn_like(parameter))
+    return phi
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+@pytest.mark.parametrize("grid", [(4, 4), (2, 8), (8, 2), (1, 5)], ids=str)
+def test_equals_the_plain_reference(config, prefix, grid):
+    phi = random_phi(config, prefix)
+    z = torch.randn(3, prefix + grid[0] * grid[1], 16, dtype=torch.float64)
+    expected = reference.phi(dict(phi.named_parameters()), z, prefix, grid)
+    torch.testing.assert_close(phi(z, grid), expected, atol=1e-12, rtol=0)
+
+
+def test_the_papers_phi_has_the_papers_parameters():
+    d = 16
+    assert sum(p.numel() for p in Phi(d, 1, PhiConfig.paper()).parameters()) == 4 * d * d + 55 * d + 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("eca", [True, False])
+@pytest.mark.parametrize("expansion", [1.0, 2.0])
+def test_an_affine_map_is_written_exactly(expansion, eca):
+    torch.manual_seed(0)
+    phi = Phi(32, 0, PhiConfig(expansion=expansion, channel_attention=eca)).double()
+    weight, bias = torch.randn(32, 32, dtype=torch.float64), torch.randn(32, dtype=torch.float64)
+    encode = 0.5 * torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64))[0]
+    phi.set_patch_map(encode, weight @ encode.inverse(), bias)
+    z = torch.randn(64, 4 * 6, 32, dtype=torch.float64)
+    expected = z @ weight.T + bias
+    error = (phi(z, (4, 6)) - expected).square().mean() / expected.var()
+    assert error < 1e-4  # what GELU leaves of the identity at 4 ± 0.5
+
+
+def test_a_map_that_needs_more_units_is_refused():
+    phi = Phi(32, 0, PhiConfig(expansion=0.5))
+    with pytest.raises(ValueError, match="Φ has 16 hidden units, the map needs 32"):
+        phi.set_patch_map(torch.eye(32), torch.eye(32), torch.zeros(32))
+
+
+def test_a_wrong_grid_is_refused():
+    phi = Phi(8, 1, PhiConfig())
+    with pytest.raises(ValueError, match=r"given 17 tokens, but 1 prefix tokens and a 4×5 patch grid make 21"):
+        phi(torch.randn(1, 17, 8), (4, 5))

@@ -1,0 +1,44 @@
+"""`report`: its figures by value, its text and its notebook form."""
+
+from __future__ import annotations
+
+import skipat_surgery
+from skipat_surgery import PhiConfig
+
+
+def test_figures_are_those_of_the_formulas(vit):
+    before = sum(p.numel() for p in vit.vit.parameters())
+    report = skipat_surgery.report(skipat_surgery.apply(vit, {2: PhiConfig(0.5), 3: PhiConfig.paper()}))
+    tokens, patches, d, mlp = 17, 16, 32, 48
+    attended = 4 * tokens * d * d + 2 * tokens * tokens * d + 2 * tokens * d * mlp
+    mixed = 2 * patches * d * 16 + 25 * patches * 16 + 3 * d + 2 * d * d + 2 * tokens * d * mlp
+    paper = 2 * patches * d * 64 + 25 * patches * 64 + 3 * d + 2 * tokens * d * mlp
+    assert [b.macs_before for b in report.blocks] == [attended] * 6
+    assert [b.macs_after for b in report.blocks] == [attended, attended, mixed, paper, attended, attended]
+    assert report.macs_before - report.macs_after == 2 * attended - mixed - paper
+    msa, norm = 4 * (d * d + d), 2 * d
+    phi = 4 * d * d + 55 * d + 3  # the paper's, 25 weights and 1 bias a channel in the convolution
+    assert report.blocks[3].parameters_before - report.blocks[3].parameters_after == msa + norm - phi
+    assert report.parameters_before == before
+    assert report.parameters_after == sum(p.numel() for p in vit.vit.parameters())
+    assert [b.source for b in report.blocks] == [None, None, 1, 2, None, None]
+    assert (report.num_prefix_tokens, report.grid) == (1, (4, 4))
+
+
+def test_it_reads_well(vit):
+    report = skipat_surgery.report(skipat_surgery.apply(vit, [2, 3]))
+    text = str(report)
+    assert "SkipatViTForImageClassification: ViT, DINO (transformers) in 'vit'" in text
+    assert "MSA ⇒ Φ: expansion 0.5, 5×5, ECA, prefix mix" in text
+    assert "block 1 (MSA)" in text
+    assert "block 2 (Φ)" in text
+    assert "2 of 6 blocks skipped" in text
+    assert "1 prefix tokens, 4×4 patches" in text
+    assert "<pre>" in report._repr_html_()
+
+
+def test_it_leaves_the_model_alone(timm_vit):
+    skipat_surgery.apply(timm_vit, [2]).train()
+    skipat_surgery.report(timm_vit)
+    assert timm_vit.training
+    assert {p.device.type for p in timm_vit.parameters()} == {"cpu"}

@@ -1,0 +1,83 @@
+"""`solve` against numpy's least squares, and on a map that Φ can represent exactly."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import skipat_surgery
+from skipat_surgery import PhiConfig
+from skipat_surgery.capture import Tower, z_of
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(0)
+    return torch.randn(128, 3, 32, 32, dtype=torch.float64)
+
+
+def lstsq(x: np.ndarray, y: np.ndarray) -> float:
+    """Squared error over variance of the affine least-squares fit."""
+    ones = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    fitted = ones @ np.linalg.lstsq(ones, y, rcond=None)[0]
+    return float(((y - fitted) ** 2).sum() / ((y - y.mean(axis=0)) ** 2).sum())
+
+
+def test_errors_equal_numpys_least_squares(vit, images):
+    student = skipat_surgery.apply(copy.deepcopy(vit), [2], PhiConfig(expansion=1.0))
+    result = skipat_surgery.solve(student, vit, images.split(50), ridge=0.0)
+    with torch.no_grad():
+        z = {i: value.numpy() for i, value in z_of(Tower.of(vit), [1, 2], images).items()}
+    width = z[1].shape[-1]
+    patches = {i: value[:, 1:].reshape(-1, width) for i, value in z.items()}
+    features = np.concatenate([z[1][:, 0], z[1][:, 1:].mean(axis=1)], axis=1)
+    assert result.images == 128
+    assert result.patches[2] == pytest.approx(lstsq(patches[1], patches[2]), rel=1e-9)
+    assert result.prefix[2] == pytest.approx(lstsq(features, z[2][:, 0]), rel=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("expansion", [1.0, 0.5, 0.25])
+def test_the_written_phi_has_the_reported_error(vit, images, expansion):
+    student = skipat_surgery.apply(copy.deepcopy(vit), [2, 3, 5], PhiConfig(expansion=expansion))
+    result = skipat_surgery.solve(student, vit, images.split(50))
+    mine, theirs = (z_of(Tower.of(model), [2, 3, 5], images) for model in (student, vit))
+    for block in (2, 3, 5):
+        for tokens, reported in [(slice(1, None), result.patches), (slice(0, 1), result.prefix)]:
+            error = (mine[block] - theirs[block])[:, tokens].square().sum()
+            target = theirs[block][:, tokens].flatten(0, 1)
+            spread = (target - target.mean(dim=0)).square().sum()
+            # GELU is linear to about 1e-3 only where the shifted units lie.
+            assert float(error / spread) == pytest.approx(reported[block], abs=0.02)
+
+
+def test_solving_beats_a_fresh_phi(vit, images):
+    student = skipat_surgery.apply(copy.deepcopy(vit), [2, 3])
+    with torch.no_grad():
+        stock, fresh = vit(images).logits, student(images).logits
+        skipat_surgery.solve(student, vit, images.split(50))
+        solved = student(images).logits
+    assert (solved - stock).square().mean() < 0.7 * (fresh - stock).square().mean()
+
+
+def test_modes_and_gradients_are_left_alone(vit, images):
+    student = skipat_surgery.apply(copy.deepcopy(vit), [2]).train()
+    skipat_surgery.solve(student, vit, [images])
+    assert all(module.training for module in student.modules())
+    assert not vit.training
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in student.parameters())
+
+
+def test_bad_input(vit, images):
+    student = skipat_surgery.apply(copy.deepcopy(vit), [2, 4])
+    with pytest.raises(ValueError, match=r"8 images are too few to solve Φ of width 32: give at least 65"):
+        skipat_surgery.solve(student, vit, [images[:8]])
+    with pytest.raises(ValueError, match=r"pass a list or a DataLoader, not a generator"):
+        skipat_surgery.solve(student, vit, iter([images]))
+    with pytest.raises(ValueError, match="the model is not cut"):
+        skipat_surgery.solve(vit, vit, [images])
+    with pytest.raises(ValueError, match="the teacher is cut; it must be the untouched model"):
+        skipat_surgery.solve(student, student, [images])
