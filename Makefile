@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint install clean
 
 demo: install
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu recipes/distill.py
+	rm -rf outputs/digits
+	$(BIN)/accelerate launch recipes/distill.py
 
 test: install
 	$(BIN)/python -m pytest
@@ -24,4 +25,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) outputs

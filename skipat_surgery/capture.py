@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .config import SkipatConfig
 from .families import Family, find_tower
 from .operation import record_of
 
 
 @dataclass(frozen=True)
 class Tower:
-    """A model's vision tower, cut or not, with its family and the blocks that are skipped."""
+    """A model's vision tower, with its family and what was cut, which is nothing for an untouched model."""
 
     module: nn.Module
     family: Family
-    skip: tuple[int, ...] = ()
+    config: SkipatConfig = field(default_factory=SkipatConfig)
 
     @classmethod
     def of(cls, model: nn.Module) -> Tower:
@@ -32,9 +33,14 @@ class Tower:
         found = record_of(model)
         if found is not None:
             _, module, record = found
-            return cls(module, record.family, record.config.skip)
+            return cls(module, record.family, record.config)
         _, module, family = find_tower(model)
         return cls(module, family)
+
+    @property
+    def skip(self) -> tuple[int, ...]:
+        """The skipped blocks."""
+        return self.config.skip
 
     @property
     def num_prefix_tokens(self) -> int:

@@ -120,24 +120,19 @@ def solve(model: nn.Module, teacher: nn.Module, batches: Iterable[Any], ridge: f
         raise ValueError("the teacher is cut; it must be the untouched model")
     images, patches, prefix = 0, {}, {}
     with evaluating(model, teacher):
-        for run in runs_of(student):
+        for run in student.config.runs:
             images, moments = _collect(student, original, run, batches)
-            _check_enough(images, moments, student)
+            if images == 0:
+                raise ValueError(
+                    "batches gave no images; with several runs of skipped blocks they are gone through once a run, so "
+                    "pass a list or a DataLoader, not a generator"
+                )
+            check_enough(images, model)
             errors = _solve_run(student, run, *moments, ridge)
+            torch.clear_autocast_cache()  # inside autocast, the weights just written would stay hidden behind old casts
             patches.update(errors[0])
             prefix.update(errors[1])
     return SolveResult(images, patches, prefix)
-
-
-def runs_of(tower: Tower) -> list[list[int]]:
-    """The skipped blocks as runs of neighbours."""
-    runs: list[list[int]] = []
-    for index in tower.skip:
-        if runs and index == runs[-1][-1] + 1:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    return runs
 
 
 def phi_of(tower: Tower, index: int) -> Phi:
@@ -146,7 +141,7 @@ def phi_of(tower: Tower, index: int) -> Phi:
 
 
 def _collect(
-    student: Tower, original: Tower, run: list[int], batches: Iterable[Any]
+    student: Tower, original: Tower, run: tuple[int, ...], batches: Iterable[Any]
 ) -> tuple[int, tuple[Moments, Moments]]:
     """The moments, of patches and of prefix tokens, between the student's Z before a run and the teacher's Z in it."""
     images, patch_moments, prefix_moments = 0, Moments(), Moments()
@@ -175,27 +170,31 @@ def prefix_features(z: Tensor, num_prefix_tokens: int) -> Tensor:
     return torch.cat([prefix, mean], dim=-1).flatten(0, 1)
 
 
-def _check_enough(images: int, moments: tuple[Moments, Moments], tower: Tower) -> None:
-    """Check that there are more rows than unknowns."""
-    if images == 0:
+def images_needed(model: nn.Module) -> int:
+    """The fewest images that `solve` can work with at a model's configured size: more rows than unknowns in a fit."""
+    tower = Tower.of(model)
+    width, prefix = tower.family.width(tower.module), tower.num_prefix_tokens
+    height, columns = tower.family.grid(tower.module)
+    return max(width // (height * columns), 2 * width // prefix if prefix else 0) + 1
+
+
+def check_enough(images: int, model: nn.Module) -> None:
+    """Check that there are images enough to solve a model's Φ.
+
+    Raises:
+        ValueError: There are not; with the count needed.
+    """
+    needed = images_needed(model)
+    if images < needed:
+        width = Tower.of(model).family.width(Tower.of(model).module)
         raise ValueError(
-            "batches gave no images; with several runs of skipped blocks they are gone through once a run, so pass a "
-            "list or a DataLoader, not a generator"
-        )
-    needed = 0
-    for fit in moments:
-        if fit.count and fit.count <= fit.xx.shape[0]:
-            per_image = fit.count // images
-            needed = max(needed, fit.xx.shape[0] // per_image + 1)
-    if needed:
-        raise ValueError(
-            f"{images} images are too few to solve Φ of width {tower.family.width(tower.module)}: give at "
-            f"least {needed}, better several times as many"
+            f"{images} images are too few to solve Φ of width {width}: give at least {needed}, better several times "
+            "as many"
         )
 
 
 def _solve_run(
-    tower: Tower, run: list[int], patch_moments: Moments, prefix_moments: Moments, ridge: float
+    tower: Tower, run: tuple[int, ...], patch_moments: Moments, prefix_moments: Moments, ridge: float
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Solve the Φs of one run in order and return the errors of patches and prefix tokens.
 

@@ -1,0 +1,121 @@
+"""Loading a model with its own preprocessing, and saving it again, alike for transformers and timm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import transformers
+from PIL.Image import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from .capture import Tower
+from .report import count_parameters
+
+TIMM_PREFIX = "timm/"
+
+
+@dataclass(frozen=True)
+class Host:
+    """A model and what belongs to it.
+
+    Args:
+        model: The model.
+        preprocess: Images as the model wants them: a list of PIL images to (B, C, H, W).
+        image_mode: The PIL mode that `preprocess` takes, ``"RGB"`` or ``"L"``.
+        processor: transformers' image processor; None for timm, whose configuration the model itself holds.
+    """
+
+    model: nn.Module
+    preprocess: Callable[[list[Image]], Tensor]
+    image_mode: str
+    processor: Any = None
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes of a classifier; None for a model without a classifier."""
+        if isinstance(self.model, transformers.PreTrainedModel):
+            classifies = "ForImageClassification" in type(self.model).__name__
+            return self.model.config.num_labels if classifies else None
+        return getattr(self.model, "num_classes", 0) or None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images that the model is configured for."""
+        tower = Tower.of(self.model)
+        _, height, width = tower.family.image_size(tower.module)
+        return height, width
+
+    def save(self, model: nn.Module, directory: str | Path) -> None:
+        """Write a model of this kind as a standard checkpoint, with its preprocessing beside it."""
+        if self.processor is None:
+            timm.models.save_for_hf(model, str(directory), safe_serialization=True)
+            _drop_num_classes(Path(directory))
+        else:
+            model.save_pretrained(directory)  # type: ignore[operator]
+            self.processor.save_pretrained(directory)
+
+
+def load(name: str) -> Host:
+    """Load a model, cut or not, in evaluation mode.
+
+    Args:
+        name: A Hugging Face id, a directory that transformers or timm wrote, or ``timm/NAME`` with any name that
+            ``timm.create_model`` takes.
+
+    Raises:
+        OSError: There is no such model, or no image processor beside it.
+    """
+    directory = Path(name)
+    if name.startswith(TIMM_PREFIX) and not directory.is_dir():
+        return from_timm(timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=True))
+    config_file = directory / "config.json"
+    if config_file.is_file() and "architecture" in json.loads(config_file.read_text()):
+        return from_timm(timm.create_model(f"local-dir:{directory}", pretrained=True))
+    config = AutoConfig.from_pretrained(name)
+    architecture = (config.architectures or [""])[0].removeprefix("Skipat")
+    stock = getattr(transformers, architecture, AutoModel)
+    model_class = transformers.AutoModelForImageClassification if "ForImageClassification" in architecture else stock
+    return from_transformers(model_class.from_pretrained(name), AutoImageProcessor.from_pretrained(name))
+
+
+def from_transformers(model: Any, processor: Any) -> Host:
+    """A transformers model with its image processor."""
+
+    def preprocess(images: list[Image]) -> Tensor:
+        return processor(images=images, return_tensors="pt")["pixel_values"]
+
+    mode = "L" if getattr(model.config, "num_channels", 3) == 1 else "RGB"
+    return Host(model.eval(), preprocess, mode, processor)
+
+
+def from_timm(model: nn.Module) -> Host:
+    """A timm model, with the preprocessing of its data configuration."""
+    data_config = timm.data.resolve_model_data_config(model)
+    tower = Tower.of(model)  # timm goes by the pretrained size, whatever size the model was built for
+    data_config["input_size"] = tower.family.image_size(tower.module)
+    transform: Any = timm.data.create_transform(**data_config, is_training=False)
+
+    def preprocess(images: list[Image]) -> Tensor:
+        return torch.stack([transform(image) for image in images])
+
+    return Host(model.eval(), preprocess, "L" if data_config["input_size"][0] == 1 else "RGB")
+
+
+def _drop_num_classes(directory: Path) -> None:
+    """timm 1.0.31 writes ``num_classes`` twice, and transformers' TimmWrapper then passes it twice and fails."""
+    config_file = directory / "config.json"
+    config = json.loads(config_file.read_text())
+    config.get("model_args", {}).pop("num_classes", None)
+    config_file.write_text(json.dumps(config, indent=2))
+
+
+def describe(model: nn.Module) -> str:
+    """A model in a few words."""
+    return f"{type(model).__name__}, {count_parameters(model) / 1e6:.2f} M parameters"

@@ -1,0 +1,109 @@
+"""The pieces of a distillation, by value."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import skipat_surgery
+from skipat_surgery import distill, images
+from skipat_surgery.distill import LossWeights, Outputs
+
+
+@pytest.fixture
+def outputs():
+    torch.manual_seed(0)
+    return [Outputs(torch.randn(3, 5).double(), torch.randn(3, 7, 4).double()) for _ in range(2)]
+
+
+def test_terms_equal_their_definitions(outputs):
+    student, teacher = outputs
+    terms = distill.distances(student, teacher, num_prefix_tokens=1, temperature=2.0)
+    p, q = (torch.softmax(o.logits / 2, dim=1) for o in (teacher, student))
+    torch.testing.assert_close(terms["kl"], 4 * (p * (p / q).log()).sum(dim=1))
+    cls_s, cls_t = student.tokens[:, 0], teacher.tokens[:, 0]
+    cosine = (cls_s * cls_t).sum(dim=1) / (cls_s.norm(dim=1) * cls_t.norm(dim=1))
+    torch.testing.assert_close(terms["prefix"], 1 - cosine)
+
+    def normal(x):
+        return (x - x.mean(dim=-1, keepdim=True)) / (x.var(dim=-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+    difference = normal(student.tokens[:, 1:]) - normal(teacher.tokens[:, 1:])
+    torch.testing.assert_close(terms["patches"], difference.square().mean(dim=(1, 2)))
+
+
+def test_corrupt_images_count_for_nothing(outputs):
+    terms = distill.distances(*outputs, num_prefix_tokens=1)
+    weights = LossWeights(kl=1.0, prefix=2.0, patches=3.0)
+    valid = torch.tensor([True, False, True])
+    each = terms["kl"] + 2 * terms["prefix"] + 3 * terms["patches"]
+    torch.testing.assert_close(distill.distillation_loss(terms, valid, weights), (each[0] + each[2]) / 2)
+    assert distill.distillation_loss(terms, torch.zeros(3, dtype=torch.bool), weights) == 0
+
+
+def test_a_teacher_with_other_tokens_is_compared_by_its_classes(outputs):
+    student, teacher = outputs
+    other = Outputs(teacher.logits, torch.randn(3, 9, 6).double())
+    assert set(distill.distances(student, other, 1)) == {"kl"}
+    with pytest.raises(ValueError, match="neither classes nor the shape of their tokens in common"):
+        distill.distances(student, Outputs(None, other.tokens), 1)
+
+
+def test_what_still_equals_the_teacher_is_frozen(vit):
+    cut = skipat_surgery.apply(copy.deepcopy(vit), [3])
+    distill.freeze_untouched(cut)
+    trained = {name for name, p in cut.named_parameters() if p.requires_grad}
+    frozen = {name for name, p in cut.named_parameters() if not p.requires_grad}
+    assert all(
+        name.startswith(("vit.embeddings.", "vit.layers.0.", "vit.layers.1.", "vit.layers.2.")) for name in frozen
+    )
+    assert {"classifier.weight", "vit.layernorm.weight", "vit.layers.3.phi.expand.weight"} <= trained
+    cut(torch.randn(2, 3, 32, 32, dtype=torch.float64)).logits.sum().backward()
+    assert all(p.grad is not None for name, p in cut.named_parameters() if name in trained)
+
+
+def test_every_trainable_parameter_has_one_optimiser(vit):
+    cut = skipat_surgery.apply(vit, [3])
+    distill.freeze_untouched(cut)
+    for muon in (0.0, 1e-3):
+        chosen = distill.optimizers(cut, 1e-3, muon, 0.01)
+        owned = [id(p) for optimizer in chosen for group in optimizer.param_groups for p in group["params"]]
+        assert sorted(owned) == sorted(id(p) for p in cut.parameters() if p.requires_grad)
+        assert len(chosen) == (2 if muon else 1)
+
+
+def test_mixup_is_a_convex_mixture_and_repeatable():
+    batch = torch.randn(4, 3, 2, 2)
+    first, again = (distill.mixup(batch, 0.8, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, batch)
+    torch.testing.assert_close(first.mean(dim=0), batch.mean(dim=0))  # every image is used in the same shares
+    assert distill.mixup(batch, 0.0, torch.Generator()) is batch
+
+
+def test_evaluation_equals_plain_counting(vit):
+    cut = skipat_surgery.apply(copy.deepcopy(vit), [2, 3])
+    pixels, labels = torch.randn(10, 3, 32, 32, dtype=torch.float64), torch.randint(5, (10,))
+    valid = torch.tensor([True] * 9 + [False])
+    keys = ("pixel_values", "labels", "valid")
+    batches = [
+        dict(zip(keys, parts, strict=True))
+        for parts in zip(*(t.split(4) for t in (pixels, labels, valid)), strict=True)
+    ]
+    found = distill.Evaluator(vit, labelled=True, gather=lambda row: row)(cut, batches)
+    with torch.no_grad():
+        mine, theirs = cut(pixels).logits.argmax(dim=1)[:9], vit(pixels).logits.argmax(dim=1)[:9]
+    assert (found["images"], found["corrupt"]) == (9, 1)
+    assert found["top1"] == pytest.approx((mine == labels[:9]).float().mean().item())
+    assert found["teacher_top1"] == pytest.approx((theirs == labels[:9]).float().mean().item())
+    assert found["agreement"] == pytest.approx((mine == theirs).float().mean().item())
+
+
+def test_a_stream_resumed_anywhere_is_the_rest_of_the_stream():
+    whole = list(images.Stream(length=7, total=20, seed=3))
+    assert sorted(index for _, index in whole[:7]) == list(range(7))
+    assert [index for _, index in whole[:7]] != [index for _, index in whole[7:14]]
+    for start in range(21):
+        assert list(images.Stream(length=7, total=20, seed=3, start=start)) == whole[start:]

@@ -1,0 +1,29 @@
+"""Every example runs, and says what it should."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SAYS = {
+    "cut_hf.py": ["6 of 12 blocks skipped", "reloaded, equal: True", "restored, equal: True"],
+    "cut_timm.py": ["3 of 12 blocks skipped", "reloaded, equal: True", "restored, equal: True"],
+    "distil_plain.py": ["agreement with the teacher on 450 test images"],
+    "backbone_features.py": ["block 2: (2, 192, 14, 20)", "block 11: (2, 192, 14, 20)"],
+}
+
+
+def test_every_example_is_tested():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(SAYS)
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_example(name):
+    done = subprocess.run([sys.executable, EXAMPLES / name], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for line in SAYS[name]:
+        assert line in done.stdout
