@@ -27,3 +27,11 @@ def test_example(name):
     assert done.returncode == 0, done.stderr
     for line in SAYS[name]:
         assert line in done.stdout
+
+
+def test_the_readme_shows_them_as_they_are():
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    for name in SAYS:
+        assert f"examples/{name}" in readme
+    for name in ("distil_plain.py", "backbone_features.py"):
+        assert (EXAMPLES / name).read_text().strip() in readme
