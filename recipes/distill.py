@@ -174,10 +174,10 @@ class Recipe:
         self.output = check_output(args, config, self.accelerator.num_processes)
         use_all_cores(self.accelerator)
         skip = parse_skip(args.skip)
-        phi = PhiConfig(args.expansion, args.kernel_size, args.channel_attention, args.prefix)
+        self.phi = PhiConfig(args.expansion, args.kernel_size, args.channel_attention, args.prefix)
         self.host = load_model(args, self.accelerator, self.output)
         self.original = self.host.model.to(self.accelerator.device)
-        self.student = skipat_surgery.apply(copy.deepcopy(self.original), skip, phi)
+        self.student = skipat_surgery.apply(copy.deepcopy(self.original), skip, self.phi)
         self.data = load_data(args, self.host.num_classes)
         self.teacher = self.original
         if args.teacher:
@@ -330,7 +330,7 @@ class Recipe:
             "model": self.args.model,
             "dataset": self.args.dataset,
             "skip": self.args.skip,
-            "phi": str(skipat_surgery.PhiConfig(**model_phi(self.args))),
+            "phi": str(self.phi),
             "host": "timm" if self.host.processor is None else "transformers",
             "auto_class": "AutoModelForImageClassification" if self.host.num_classes else "AutoModel",
             "machine": machine(self.accelerator.device),
@@ -350,11 +350,6 @@ def use_all_cores(accelerator: Accelerator) -> None:
     """Share the CPU cores out among the processes: accelerate's launcher leaves each process a single thread."""
     if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
-
-
-def model_phi(args: Arguments) -> dict[str, Any]:
-    """The arguments that shape Φ."""
-    return {name: getattr(args, name) for name in ("expansion", "kernel_size", "channel_attention", "prefix")}
 
 
 def plain_copy(model: torch.nn.Module) -> torch.nn.Module:

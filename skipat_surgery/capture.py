@@ -121,6 +121,13 @@ def logits_of(output: Any) -> Tensor | None:
     return getattr(output, "logits", None)
 
 
+def num_classes_of(model: Any) -> int | None:
+    """The number of classes of a classifier; None for a model without a classifier."""
+    if hasattr(model, "config"):
+        return model.config.num_labels if "ForImageClassification" in type(model).__name__ else None
+    return getattr(model, "num_classes", 0) or None
+
+
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """Run models in evaluation mode and without gradients, then put their modes back."""

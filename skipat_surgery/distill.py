@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .capture import Tower, logits_of, observe
+from .capture import Tower, logits_of, num_classes_of, observe
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def freeze_untouched(model: nn.Module) -> int:
     tower = Tower.of(model)
     blocks = tower.family.block_list(tower.module)
     trained: list[nn.Module] = [*blocks[tower.skip[0] :], tower.module.get_submodule(tower.family.final_norm)]
-    if is_classifier(model):
+    if num_classes_of(model) is not None:
         inside = {id(parameter) for parameter in tower.module.parameters()}
         head = [
             p for name, p in model.named_parameters() if id(p) not in inside or name.startswith(("head", "fc_norm"))
@@ -123,20 +123,13 @@ def freeze_untouched(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def is_classifier(model: nn.Module) -> bool:
-    """Whether a model gives class logits."""
-    if hasattr(model, "config"):
-        return "ForImageClassification" in type(model).__name__
-    return bool(getattr(model, "num_classes", 0))
-
-
 def optimizers(
     model: nn.Module, learning_rate: float, muon_learning_rate: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
     """Muon for the weight matrices inside the blocks, AdamW for all the rest.
 
     A converted model starts close to its teacher and has few steps to spend; Muon's orthogonal updates spend them
-    better (README, "Distillation"). With a Muon rate of 0, AdamW trains everything.
+    better. With a Muon rate of 0, AdamW trains everything.
     """
     tower = Tower.of(model)
     inside = {id(p) for p in tower.family.block_list(tower.module).parameters() if p.ndim == 2}

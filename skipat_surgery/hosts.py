@@ -15,8 +15,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-from .capture import Tower
-from .report import count_parameters
+from .capture import Tower, num_classes_of
 
 TIMM_PREFIX = "timm/"
 
@@ -40,10 +39,7 @@ class Host:
     @property
     def num_classes(self) -> int | None:
         """The number of classes of a classifier; None for a model without a classifier."""
-        if isinstance(self.model, transformers.PreTrainedModel):
-            classifies = "ForImageClassification" in type(self.model).__name__
-            return self.model.config.num_labels if classifies else None
-        return getattr(self.model, "num_classes", 0) or None
+        return num_classes_of(self.model)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -114,8 +110,3 @@ def _drop_num_classes(directory: Path) -> None:
     config = json.loads(config_file.read_text())
     config.get("model_args", {}).pop("num_classes", None)
     config_file.write_text(json.dumps(config, indent=2))
-
-
-def describe(model: nn.Module) -> str:
-    """A model in a few words."""
-    return f"{type(model).__name__}, {count_parameters(model) / 1e6:.2f} M parameters"
