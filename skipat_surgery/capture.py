@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .config import SkipatConfig
-from .families import Family, find_tower
+from .families import find_tower
+from .family import Family
 from .operation import record_of
 
 
@@ -44,8 +45,22 @@ class Tower:
 
     @property
     def num_prefix_tokens(self) -> int:
-        """The number of tokens before the patches."""
-        return self.family.num_prefix_tokens(self.module)
+        """The number of tokens that are no patches; `observe` and `z_of` put all of them before the patches."""
+        return self.family.num_prefix_tokens(self.module) + self.family.num_suffix_tokens(self.module)
+
+    def patches_last(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) with the suffix tokens, where the family has any, moved before the patches."""
+        suffix = self.family.num_suffix_tokens(self.module)
+        if suffix == 0:
+            return tokens
+        prefix = self.family.num_prefix_tokens(self.module)
+        return torch.cat([tokens[:, :prefix], tokens[:, -suffix:], tokens[:, prefix:-suffix]], dim=1)
+
+    def last_module(self) -> nn.Module:
+        """What the tokens leave the tower from: the norm after the last block, or that block where there is none."""
+        if self.family.final_norm is None:
+            return self.family.block_list(self.module)[-1]
+        return self.module.get_submodule(self.family.final_norm)
 
     def msa_slot(self, index: int) -> nn.Module:
         """What makes Z in a block: its MSA, or what stands in its place."""
@@ -71,26 +86,25 @@ def observe(tower: Tower, blocks: Iterable[int] = (), tokens: bool = False) -> I
     Args:
         tower: Of the model that runs.
         blocks: The blocks whose Z to keep.
-        tokens: Whether to keep the tokens after the last norm.
+        tokens: Whether to keep the tokens after the last norm, or after the last block where no norm sees them all.
     """
     seen = Observation()
 
     def keep_z(index: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            seen.z[index] = output[0] if isinstance(output, tuple) else output
+            seen.z[index] = tower.patches_last(output[0] if isinstance(output, tuple) else output)
 
         return hook
 
-    def keep_tokens(module: nn.Module, args: Any, output: Tensor) -> None:
-        seen.tokens = output
+    def keep_tokens(module: nn.Module, args: Any, output: Any) -> None:
+        seen.tokens = tower.patches_last(output[0] if isinstance(output, tuple) else output)
 
     with ExitStack() as hooks:
         for index in blocks:
             handle = tower.msa_slot(index).register_forward_hook(keep_z(index))
             hooks.callback(handle.remove)
         if tokens:
-            norm = tower.module.get_submodule(tower.family.final_norm)
-            hooks.callback(norm.register_forward_hook(keep_tokens).remove)
+            hooks.callback(tower.last_module().register_forward_hook(keep_tokens).remove)
         yield seen
 
 

@@ -109,7 +109,7 @@ def freeze_untouched(model: nn.Module) -> int:
     """
     tower = Tower.of(model)
     blocks = tower.family.block_list(tower.module)
-    trained: list[nn.Module] = [*blocks[tower.skip[0] :], tower.module.get_submodule(tower.family.final_norm)]
+    trained: list[nn.Module] = [*blocks[tower.skip[0] :], tower.last_module()]
     if num_classes_of(model) is not None:
         inside = {id(parameter) for parameter in tower.module.parameters()}
         head = [

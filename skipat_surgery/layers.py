@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from .families import Family, Grid, images_of
+from .family import Family, Grid
 from .phi import Phi
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -60,6 +60,14 @@ def carried(x: Tensor, what: str) -> tuple[Grid, Tensor | None]:
     return state
 
 
+def images_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The image batch among the arguments of an embeddings module."""
+    images = args[0] if args else kwargs.get("pixel_values")
+    if not isinstance(images, Tensor):
+        raise TypeError("the embeddings were called without pixel_values, so the patch grid is unknown")
+    return images
+
+
 def with_box(x: Tensor, box: Box) -> Tensor:
     """The same hidden states under a new tensor object, which holds the box; the one given is left alone."""
     x = x.view_as(x)
@@ -73,32 +81,30 @@ def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 class Grafted:
-    """Base of the mixins: pickle and deepcopy rebuild the joined class from its two parts."""
+    """Base of the mixins: pickle and deepcopy rebuild the joined class from its parts."""
 
     grafted_from: tuple[type, type]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         how: Any = super().__reduce_ex__(max(protocol, 2))
-        return _rebuild, self.grafted_from, *how[2:]
+        mixins, cls = [], type(self)
+        while issubclass(cls, Grafted):
+            mixin, cls = cls.grafted_from
+            mixins.append(mixin)
+        return _rebuild, (cls, *reversed(mixins)), *how[2:]
 
 
 class GridSource(Grafted):
-    """Embeddings: what they return carries the patch grid of the images they were given."""
+    """Embeddings: the tokens that they return carry the patch grid of the images that they were given."""
 
     skipat_family: Family
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         height, width = images_of(args, kwargs).shape[-2:]
-        x = super().__call__(*args, **kwargs)  # type: ignore[misc]
-        return carry(x, self.skipat_family.image_to_grid(self, height, width))
-
-
-class TimmGridSource(Grafted):
-    """A timm tower: the tokens that its ``_pos_embed`` returns carry the patch grid."""
-
-    def _pos_embed(self, x: Tensor) -> Tensor:
-        height, width = x.shape[1:3] if x.ndim == 4 else self.patch_embed.grid_size  # type: ignore[attr-defined]
-        return carry(super()._pos_embed(x), (height, width))  # type: ignore[misc]
+        out = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        tokens = out if isinstance(out, Tensor) else out[0]
+        carry(tokens, self.skipat_family.image_to_grid(self, height, width))
+        return out
 
 
 class Carrier(Grafted):
@@ -197,14 +203,17 @@ def _grafted(mixin: type, host: type) -> type:
 
 def graft(module: nn.Module, mixin: type[Grafted]) -> None:
     """Make a module, in place, an instance of its own class with a mixin in front."""
+    vars(module).pop("forward", None)  # accelerate, taken off, leaves the class's own forward on the instance
     module.__class__ = _grafted(mixin, type(module))
 
 
 def ungraft(module: nn.Module) -> None:
-    """Undo `graft`."""
-    if isinstance(module, Grafted):
+    """Undo every `graft`."""
+    while isinstance(module, Grafted):
         module.__class__ = module.grafted_from[1]
 
 
-def _rebuild(mixin: type, host: type) -> nn.Module:
-    return object.__new__(_grafted(mixin, host))
+def _rebuild(cls: type, *mixins: type) -> nn.Module:
+    for mixin in mixins:
+        cls = _grafted(mixin, cls)
+    return object.__new__(cls)

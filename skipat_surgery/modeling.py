@@ -17,6 +17,11 @@ from transformers.conversion_mapping import (
 )
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.models.auto.configuration_auto import (
+    CONFIG_MAPPING,
+    CONFIG_MAPPING_NAMES,
+    model_type_to_module_name,
+)
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .config import SkipatConfig
@@ -121,11 +126,13 @@ def __getattr__(name: str) -> type:
 
 def register_with_auto_classes() -> None:
     """Let ``AutoConfig`` and every ``AutoModel…`` find the cut form of each supported model type."""
-    for family in FAMILIES:
-        if not family.tower.startswith("transformers.models."):
+    packages = {
+        tower.split(".")[2] for family in FAMILIES for tower in family.towers if tower.startswith("transformers")
+    }
+    for model_type in CONFIG_MAPPING_NAMES:
+        if model_type_to_module_name(model_type) not in packages:
             continue
-        model_type = family.tower.split(".")[2]
-        config_class = skipat_config_class(transformers.models.auto.configuration_auto.CONFIG_MAPPING[model_type])
+        config_class = skipat_config_class(CONFIG_MAPPING[model_type])
         AutoConfig.register(config_class.model_type, config_class)
         for auto_class in vars(modeling_auto).values():
             if not (isinstance(auto_class, type) and issubclass(auto_class, _BaseAutoModelClass)):

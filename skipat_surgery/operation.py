@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from . import timm_layers
+from .attentions import fill_attentions, unfill_attentions
 from .config import SkipatConfig
-from .families import Family
+from .family import Family
 from .layers import (
     BoxedNorm,
     Carrier,
@@ -17,7 +19,6 @@ from .layers import (
     SkippedAttention,
     SkippedBlock,
     TappedAttention,
-    TimmGridSource,
     graft,
     ungraft,
 )
@@ -36,7 +37,7 @@ class Record:
 
     family: Family
     config: SkipatConfig
-    removed: dict[int, dict[str, nn.Module]] | None
+    removed: dict[int, dict[str, nn.Module | None]] | None
 
 
 def record_of(model: nn.Module) -> tuple[str, nn.Module, Record] | None:
@@ -79,11 +80,12 @@ def cut(tower: nn.Module, family: Family, config: SkipatConfig, *, keep_removed:
         keep_removed: Keep what is taken out, so that `sew` can put it back.
     """
     blocks = family.block_list(tower)
-    prefix = family.num_prefix_tokens(tower)
-    width = family.width(tower)
-    phis = {index: Phi(width, prefix, phi) for index, phi in config.phi.items()}
+    width, prefix, suffix = family.width(tower), family.num_prefix_tokens(tower), family.num_suffix_tokens(tower)
+    phis = {index: Phi(width, prefix, phi, suffix) for index, phi in config.phi.items()}
     for index, phi in phis.items():
         _like(phi, blocks[index])
+    if family.embeddings is None:
+        timm_layers.move_checkpointing_into_blocks(tower, family)
     removed = {i: _skip(blocks[i], family, phi) for i, phi in phis.items()}
     for index in range(max(phis) + 1):
         feeds_next = index + 1 in phis
@@ -94,6 +96,8 @@ def cut(tower: nn.Module, family: Family, config: SkipatConfig, *, keep_removed:
         else:
             graft(blocks[index], PassingBlock)
     _carry_grid(tower, family)
+    if family.embeddings is not None:
+        fill_attentions(tower, family, config.skip)
     tower.__dict__[RECORD] = Record(family, config, removed if keep_removed else None)
 
 
@@ -113,24 +117,21 @@ def sew(tower: nn.Module) -> None:
     blocks = family.block_list(tower)
     for index, slots in record.removed.items():
         block = blocks[index]
-        ungraft(block)
         for slot, module in slots.items():
-            setattr(block, slot, _like(module, block))
+            setattr(block, slot, module if module is None else _like(module, block))
         del block.phi, block.skipat_feeds_next
+        ungraft(block)
     for index in range(max(record.removed)):
         if index not in record.removed:
             for slot in filter(None, (family.norm, family.attention)):
                 ungraft(blocks[index].get_submodule(slot))
             ungraft(blocks[index])
-    for path in family.carriers:
-        ungraft(tower.get_submodule(path))
-    source = family.grid_owner(tower)
-    ungraft(source)
-    source.__dict__.pop("skipat_family", None)
+    _drop_grid(tower, family)
+    unfill_attentions(tower)
     del tower.__dict__[RECORD]
 
 
-def _skip(block: nn.Module, family: Family, phi: Phi) -> dict[str, nn.Module]:
+def _skip(block: nn.Module, family: Family, phi: Phi) -> dict[str, nn.Module | None]:
     """Put Φ into a block and return what was taken out, by slot."""
     slots = {family.attention: SkippedAttention(family.returns_tuple), **dict.fromkeys(family.drop)}
     if family.norm is not None:
@@ -157,9 +158,24 @@ def _carry_grid(tower: nn.Module, family: Family) -> None:
         carrier = tower.get_submodule(path)
         if not isinstance(carrier, nn.Identity):  # which returns the very tensor it is given
             graft(carrier, Carrier)
-    source = family.grid_owner(tower)
-    graft(source, TimmGridSource if source is tower else GridSource)
-    source.__dict__["skipat_family"] = family
+    if family.embeddings is None:
+        timm_layers.set_out_grid(tower, family)
+    else:
+        source = tower.get_submodule(family.embeddings)
+        graft(source, GridSource)
+        source.__dict__["skipat_family"] = family
+
+
+def _drop_grid(tower: nn.Module, family: Family) -> None:
+    """Undo `_carry_grid`."""
+    for path in family.carriers:
+        ungraft(tower.get_submodule(path))
+    if family.embeddings is None:
+        timm_layers.undo(tower, family)
+    else:
+        source = tower.get_submodule(family.embeddings)
+        ungraft(source)
+        del source.__dict__["skipat_family"]
 
 
 def _like(module: nn.Module, block: nn.Module) -> nn.Module:

@@ -45,6 +45,7 @@ class Phi(nn.Module):
         dim: Width D of the model.
         num_prefix_tokens: Number P of tokens before the patches (CLS, distillation, registers).
         config: The shape of Φ.
+        num_suffix_tokens: Number S of tokens after the patches (YOLOS' detection tokens), treated like prefix tokens.
 
     Example:
         >>> phi = Phi(dim=8, num_prefix_tokens=1, config=PhiConfig.paper())
@@ -52,15 +53,15 @@ class Phi(nn.Module):
         torch.Size([2, 16, 8])
     """
 
-    def __init__(self, dim: int, num_prefix_tokens: int, config: PhiConfig) -> None:
+    def __init__(self, dim: int, num_prefix_tokens: int, config: PhiConfig, num_suffix_tokens: int = 0) -> None:
         super().__init__()
-        self.num_prefix_tokens = num_prefix_tokens
+        self.num_prefix_tokens, self.num_suffix_tokens = num_prefix_tokens, num_suffix_tokens
         hidden = max(1, round(dim * config.expansion))
         self.expand = nn.Linear(dim, hidden)
         self.depthwise = nn.Conv2d(hidden, hidden, config.kernel_size, padding=config.kernel_size // 2, groups=hidden)
         self.reduce = nn.Linear(hidden, dim)
         self.eca = EfficientChannelAttention() if config.channel_attention else None
-        mixes = config.prefix == "mix" and num_prefix_tokens > 0
+        mixes = config.prefix == "mix" and num_prefix_tokens + num_suffix_tokens > 0
         self.mix = nn.Linear(2 * dim, dim) if mixes else None
         self.reset_parameters()
 
@@ -115,19 +116,26 @@ class Phi(nn.Module):
         """Z of this block from Z of the block before.
 
         Args:
-            z: (B, P + H·W, D).
+            z: (B, P + H·W + S, D).
             grid: (H, W), the patch grid.
+
+        Raises:
+            ValueError: The number of tokens does not fit the grid.
         """
-        height, width = grid
-        if z.shape[1] != self.num_prefix_tokens + height * width:
+        sizes = [self.num_prefix_tokens, grid[0] * grid[1], self.num_suffix_tokens]
+        if z.shape[1] != sum(sizes):
+            others = f"{sizes[0]} prefix" + (f" and {sizes[2]} suffix" if sizes[2] else "")
             raise ValueError(
-                f"Φ was given {z.shape[1]} tokens, but {self.num_prefix_tokens} prefix tokens and a "
-                f"{height}×{width} patch grid make {self.num_prefix_tokens + height * width}"
+                f"Φ was given {z.shape[1]} tokens, but {others} tokens and a {grid[0]}×{grid[1]} patch grid make "
+                f"{sum(sizes)}"
             )
-        prefix, patches = z[:, : self.num_prefix_tokens], z[:, self.num_prefix_tokens :].contiguous()
-        if self.num_prefix_tokens == 0:
-            return self.map_patches(patches, grid)
-        return torch.cat([self.map_prefix(prefix, patches), self.map_patches(patches, grid)], dim=1)
+        prefix, patches, suffix = z.split(sizes, dim=1)
+        patches = patches.contiguous()
+        out = self.map_patches(patches, grid)
+        if sizes[2] == 0:
+            return out if sizes[0] == 0 else torch.cat([self.map_prefix(prefix, patches), out], dim=1)
+        prefix, suffix = self.map_prefix(torch.cat([prefix, suffix], dim=1), patches).split([sizes[0], sizes[2]], dim=1)
+        return torch.cat([prefix, out, suffix], dim=1)
 
     def map_patches(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, H·W, D) to (B, H·W, D)."""

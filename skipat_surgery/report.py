@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from .config import PhiConfig
-from .families import Family, Grid
+from .family import Family, Grid
 from .operation import record_of
 
 

@@ -90,10 +90,38 @@ def check_form(model: nn.Module) -> None:
             for mark, (form, remedy) in _FORMS.items():
                 if f"{cls.__module__}.{cls.__qualname__}".startswith(mark):
                     raise UnsupportedModelError(f"{type(model).__name__} is {form}; {remedy}")
+    _check_present(model)
     parameters = {f"{type(p).__module__}.{type(p).__qualname__}" for p in model.parameters()}
     quantized = sorted(name for name in parameters if name.startswith(("torchao.", "bitsandbytes.")))
     if getattr(model, "is_quantized", False) or quantized:
         raise UnsupportedModelError(f"{type(model).__name__} is quantised; {_CUT_FIRST} quantise")
+
+
+def _check_present(model: nn.Module) -> None:
+    """Check that all of a model is in memory and calls its own code."""
+    name = type(model).__name__
+    moved = sorted(path or "(root)" for path, module in model.named_modules() if hasattr(module, "_hf_hook"))
+    if moved:
+        raise UnsupportedModelError(
+            f"{name} is dispatched or offloaded by accelerate (hooks on {moved[:3]}); {_CUT_FIRST} dispatch it, or "
+            "take the hooks off with accelerate.hooks.remove_hook_from_submodules(model)"
+        )
+    absent = sorted(path for path, parameter in model.named_parameters() if parameter.is_meta)
+    if absent:
+        raise UnsupportedModelError(
+            f"{len(absent)} parameters of {name} are on the meta device ({absent[0]}, …), so there is nothing to cut; "
+            "load the weights first"
+        )
+    patched = sorted(
+        path or "(root)"
+        for path, module in model.named_modules()
+        if getattr(module.forward, "__func__", None) is not type(module).forward
+    )
+    if patched:
+        raise UnsupportedModelError(
+            f"{name} has modules whose forward was replaced from outside ({patched[:3]}), which the cut would not "
+            "reach; undo that first"
+        )
 
 
 _CUT_FIRST = "cut the plain model first, then"

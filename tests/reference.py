@@ -1,12 +1,15 @@
 """The paper's equations, written plainly in float64 and sharing no code with the library.
 
-The cut model's blocks are walked in a loop. Everything but the surgery (embeddings, MSA, norms, MLP, head) is taken
-from an untouched copy of the host model; Φ's weights are taken from the cut one by name.
+Everything but the surgery (embeddings, MSA, norms, MLP, head) is taken from an untouched copy of the host model; Φ's
+weights are taken from the cut one by name. `paper_equations` does this on any family through hooks, and the two loops,
+which walk the blocks of a ViT in the open, check it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -45,23 +48,17 @@ def phi(weights: dict[str, Tensor], z: Tensor, prefix: int, grid: tuple[int, int
 
 
 def phi_weights(cut_block: nn.Module) -> dict[str, Tensor]:
-    return {
-        name.removeprefix("phi."): p.detach() for name, p in cut_block.named_parameters() if name.startswith("phi.")
-    }
+    """Copies of a Φ's weights, by name, that take gradients of their own."""
+    named = {name.removeprefix("phi."): p for name, p in cut_block.named_parameters() if name.startswith("phi.")}
+    return {name: weight.detach().clone().requires_grad_() for name, weight in named.items()}
 
 
-def hf_final_tokens(
-    tower: nn.Module,
-    cut_blocks: nn.ModuleList,
-    images: Tensor,
-    skip: set[int],
-    prefix: int,
-    patch: int,
-    **kwargs: bool,
+def vit_final_tokens(
+    tower: nn.Module, cut_blocks: nn.ModuleList, images: Tensor, skip: set[int], prefix: int, patch: int
 ) -> Tensor:
-    """The tokens after the last norm of a cut transformers ViT or DeiT."""
+    """The tokens after the last norm of a cut transformers ViT or DeiT, block by block."""
     grid = (images.shape[-2] // patch, images.shape[-1] // patch)
-    x = tower.embeddings(images, **kwargs)
+    x = tower.embeddings(images)
     z = None
     for index, block in enumerate(tower.layers):
         if index in skip:
@@ -76,7 +73,7 @@ def hf_final_tokens(
 def timm_final_tokens(
     tower: nn.Module, cut_blocks: nn.Sequential, images: Tensor, skip: set[int], prefix: int, patch: int
 ) -> Tensor:
-    """The tokens after the last norm of a cut timm VisionTransformer."""
+    """The tokens after the last norm of a cut timm VisionTransformer, block by block."""
     grid = (images.shape[-2] // patch, images.shape[-1] // patch)
     x = tower.norm_pre(tower._pos_embed(tower.patch_embed(images)))
     z = None
@@ -88,3 +85,51 @@ def timm_final_tokens(
         x = x + block.ls1(z)
         x = x + block.ls2(block.mlp(block.norm2(x)))
     return tower.norm(x)
+
+
+@contextmanager
+def paper_equations(
+    stock: nn.Module,
+    msa: str,
+    depth: int,
+    weights: dict[int, dict[str, Tensor]],
+    grid: tuple[int, int],
+    prefix: int,
+    suffix: int = 0,
+) -> Iterator[nn.Module]:
+    """An untouched model of any family that computes the paper's equations while the context lasts.
+
+    Hooks put Z_l = Φ_l(Z_{l-1}) in the place of what the MSA of a skipped block returns. The host does all the rest.
+
+    Args:
+        stock: The untouched model.
+        msa: Path of the MSA of block i, with ``{}`` for i.
+        depth: The number of blocks.
+        weights: Φ's weights by skipped block.
+        grid: The true patch grid of the images to come.
+        prefix: Number of tokens before the patches.
+        suffix: Number of tokens after them, which Φ treats like those before.
+    """
+    z: dict[int, Tensor] = {}
+
+    def hook_of(index: int):
+        def hook(module, args, output):
+            is_tuple = isinstance(output, tuple)
+            z[index] = output[0] if is_tuple else output
+            if index not in weights:
+                return None
+            before = z[index - 1]
+            end = before.shape[1] - suffix
+            first = torch.cat([before[:, :prefix], before[:, end:], before[:, prefix:end]], dim=1)
+            after = phi(weights[index], first, prefix + suffix, grid)
+            z[index] = torch.cat(
+                [after[:, :prefix], after[:, prefix + suffix :], after[:, prefix : prefix + suffix]], 1
+            )
+            return (z[index], *output[1:]) if is_tuple else z[index]
+
+        return hook
+
+    with ExitStack() as hooks:
+        for index in range(depth):
+            hooks.callback(stock.get_submodule(msa.format(index)).register_forward_hook(hook_of(index)).remove)
+        yield stock

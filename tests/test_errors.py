@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 import socket
 
+import accelerate
 import peft
 import pytest
+import timm
 import torch
 import transformers
+from cases import SHAPE, TEXT, case_named
+from models import assert_same, cut_of, equations
 from torch import nn
 
 import skipat_surgery
@@ -96,34 +100,78 @@ def test_nothing_to_report(vit):
     "build",
     [
         lambda: nn.Linear(4, 4),
-        lambda: transformers.SwinModel(transformers.SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 1])),
-        lambda: transformers.BertModel(
-            transformers.BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=1, intermediate_size=8)
-        ),
+        lambda: transformers.BertModel(transformers.BertConfig(**TEXT)),
+        lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(**TEXT)),
+        lambda: transformers.SiglipTextModel(transformers.SiglipTextConfig(**TEXT)),
+        lambda: timm.create_model("resnet10t"),
     ],
-    ids=["Linear", "Swin", "Bert"],
+    ids=["Linear", "Bert", "CLIP text", "SigLIP text", "ResNet"],
 )
 def test_unsupported_models_get_the_list_of_supported_ones(build):
     model = build()
     refuse(
         model,
-        rf"{type(model).__name__} holds no vision transformer.*Supported: ViT, DINO",
+        rf"{type(model).__name__} holds no vision transformer.*Supported: transformers's ViT, DINO.*; timm's Vision",
         UnsupportedModelError,
     )
 
 
-def test_unsupported_block(timm_vit):
-    import timm
-
-    parallel = timm.create_model("vit_tiny_patch16_224", block_fn=timm.models.vision_transformer.ParallelScalingBlock)
-    refuse(parallel, r"block 0 .* is a .*ParallelScalingBlock, where .* has .*\.Block", UnsupportedModelError)
+def small(model: str, config: str, **kwargs):
+    return lambda: getattr(transformers, model)(getattr(transformers, config)(**{**SHAPE, **kwargs}))
 
 
-def test_timm_models_that_lose_the_grid():
-    import timm
+def small_timm(name: str, **kwargs):
+    return lambda: timm.create_model(name, **kwargs)
 
-    dropping = timm.create_model("vit_tiny_patch16_224", patch_drop_rate=0.5)
-    refuse(dropping, r"patch dropout removes tokens.*patch_drop_rate=0", UnsupportedModelError)
+
+VIDEO = {"num_frames": 2, "tubelet_size": 1}
+SWIN = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1]}
+REFUSED = {
+    "ViTMAE": (small("ViTMAEModel", "ViTMAEConfig"), "shuffles and drops patches.*as a ViTModel"),
+    "Pixtral": (small("PixtralVisionModel", "PixtralVisionConfig"), "packs the patches of all images"),
+    "SigLIP 2": (small("Siglip2VisionModel", "Siglip2VisionConfig", num_patches=16), "pads each image.*use SigLIP"),
+    "EoMT": (
+        lambda: transformers.EomtForUniversalSegmentation(transformers.EomtConfig(**SHAPE, num_blocks=1)),
+        "prepend queries.*cut the DINOv2",
+    ),
+    "VideoMAE": (small("VideoMAEModel", "VideoMAEConfig", **VIDEO), "3-D grid.*per frame"),
+    "ViViT": (small("VivitModel", "VivitConfig", num_frames=2, tubelet_size=[1, 8, 8]), "3-D grid.*per frame"),
+    "Swin": (lambda: transformers.SwinModel(transformers.SwinConfig(**SWIN)), "change the token grid.*use a plain ViT"),
+    "Hiera": (
+        lambda: transformers.HieraModel(transformers.HieraConfig(embed_dim=8, depths=[1, 1, 1, 1])),
+        "change the token grid",
+    ),
+    "SAM": (small("SamVisionModel", "SamVisionConfig", output_channels=8), "attend within windows"),
+    "YOLOS, mid positions": (
+        small("YolosModel", "YolosConfig", image_size=[32, 32], num_detection_tokens=2),
+        "adds position embeddings between its blocks.*use_mid_position_embeddings=False",
+    ),
+    "DPT, hybrid": (
+        small("DPTModel", "DPTConfig", is_hybrid=True, backbone_featmap_shape=[1, 1024, 2, 2], image_size=32),
+        "convolutional backbone.*is_hybrid=False",
+    ),
+    "CaiT": (small_timm("cait_xxs24_224"), "mixes heads.*use a plain VisionTransformer"),
+    "XCiT": (small_timm("xcit_nano_12_p16_224"), "attends over channels"),
+    "NaFlex": (small_timm("naflexvit_base_patch16_gap", embed_dim=32, depth=2, num_heads=2), "pads each image"),
+    "timm's Swin": (small_timm("swin_tiny_patch4_window7_224", embed_dim=8, depths=(1, 1)), "change the token grid"),
+    "timm's Hiera": (small_timm("hiera_tiny_224"), "change the token grid"),
+    "timm's SAM": (small_timm("samvit_base_patch16", embed_dim=32, depth=2, num_heads=2), "attend within windows"),
+    "parallel blocks": (
+        small_timm("vit_tiny_patch16_224", block_fn=timm.models.vision_transformer.ParallelScalingBlock),
+        r"blocks of this VisionTransformer are \['ParallelScalingBlock'\].*all are Block or ResPostBlock",
+    ),
+    "patch dropout": (small_timm("vit_tiny_patch16_224", patch_drop_rate=0.5), r"removes tokens.*patch_drop_rate=0"),
+    "patch dropout, EVA": (
+        small_timm("eva02_tiny_patch14_224", depth=2, patch_drop_rate=0.5),
+        r"removes tokens.*patch_drop_rate=0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_that_cannot_be_cut_are_refused_with_the_reason_and_what_to_use(name):
+    build, match = REFUSED[name]
+    refuse(build(), match, UnsupportedModelError)
 
 
 def test_two_towers(vit):
@@ -170,6 +218,52 @@ def test_quantised(vit):
 def test_peft(vit):
     adapted = peft.get_peft_model(vit, peft.LoraConfig(target_modules=["q_proj"]))
     refuse(adapted, r"adapted by PEFT; cut the plain model first, then add adapters", UnsupportedModelError)
+
+
+def test_meta_device():
+    with torch.device("meta"):
+        model = transformers.ViTModel(transformers.ViTConfig(**SHAPE))
+    with pytest.raises(UnsupportedModelError, match=r"parameters of ViTModel are on the meta device.*load the weights"):
+        skipat_surgery.apply(model, [2, 3])
+
+
+def test_partly_offloaded(vit):
+    accelerate.cpu_offload(vit.vit.layers[3])
+    with pytest.raises(UnsupportedModelError, match=r"offloaded by accelerate.*cut the plain model first.*remove_hook"):
+        skipat_surgery.apply(vit, [2, 3])
+    accelerate.hooks.remove_hook_from_submodules(vit)
+    skipat_surgery.apply(vit, [2, 3])
+
+
+def test_a_forward_replaced_from_outside(vit):
+    vit.vit.layers[2].forward = lambda x, *args: x
+    refuse(vit, r"forward was replaced from outside \(\['vit.layers.2'\]\)", UnsupportedModelError)
+
+
+def test_hooks_of_the_users_own_still_fire(vit):
+    seen = []
+    layers = vit.vit.layers
+    handles = [
+        layers[1].register_forward_hook(lambda *args: seen.append("attended")),
+        layers[2].register_forward_hook(lambda *args: seen.append("skipped")),
+        layers[2].mlp.register_forward_pre_hook(lambda *args: seen.append("mlp")),
+        layers[2].register_full_backward_hook(lambda *args: seen.append("backward")),
+    ]
+    skipat_surgery.apply(vit, [2, 3])
+    vit(torch.randn(1, 3, 32, 32, dtype=torch.float64)).logits.sum().backward()
+    assert seen == ["attended", "mlp", "skipped", "backward"]
+    skipat_surgery.restore(vit)
+    for handle in handles:
+        handle.remove()
+
+
+@torch.no_grad()
+def test_an_image_smaller_than_the_kernel_works():
+    case = case_named("timm vit, dynamic size")
+    stock, images = case.model(), case.images((8, 16))  # 1×2 patches under a 5×5 kernel
+    cut = cut_of(stock, [2, 3])
+    with equations(case, stock, cut, images):
+        assert_same(case.tensors(cut, images), case.tensors(stock, images))
 
 
 def test_a_stray_hidden_state_is_an_error(vit):

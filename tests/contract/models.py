@@ -1,0 +1,67 @@
+"""What the tests of the contract have in common: cutting a case, and what it must equal."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import reference
+import torch
+from cases import DEPTH, Case
+from torch import Tensor, nn
+
+import skipat_surgery
+from skipat_surgery import PhiConfig
+
+SKIP = (2, 3, 5)  # two runs, one of which ends at the last block
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """The model with random Φ, so that no part of it is idle as it is in a fresh one."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".phi." in f".{name}":
+                parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def cut_of(stock: nn.Module, skip: Iterable[int] = SKIP, phi: PhiConfig | None = None) -> nn.Module:
+    """A cut copy with random Φ."""
+    return randomised(skipat_surgery.apply(copy.deepcopy(stock), skip, phi))
+
+
+def phi_weights(case: Case, cut: nn.Module) -> dict[int, dict[str, Tensor]]:
+    """Copies of the weights of each Φ, by block."""
+    blocks = {i: cut.get_submodule(case.msa.format(i).rpartition(".")[0]) for i in range(DEPTH)}
+    return {i: reference.phi_weights(block) for i, block in blocks.items() if hasattr(block, "phi")}
+
+
+def equations(
+    case: Case, stock: nn.Module, cut: nn.Module, images: Tensor, weights: dict[int, dict[str, Tensor]] | None = None
+) -> AbstractContextManager[nn.Module]:
+    """The stock model, computing what the cut one should."""
+    weights = weights or phi_weights(case, cut)
+    return reference.paper_equations(stock, case.msa, DEPTH, weights, case.grid(images), case.prefix, case.suffix)
+
+
+def gradients(case: Case, model: nn.Module, *batches: Tensor) -> dict[str, Tensor]:
+    """Of the mean squared output, summed over batches whose forwards all come before the backward."""
+    model.zero_grad()
+    torch.manual_seed(0)
+    sum(out.square().mean() for images in batches for out in case.tensors(model, images)).backward()  # type: ignore
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(found: Any, expected: Any, **tolerance: float) -> None:
+    """Tensors by value, lists and mappings entry by entry."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+        return
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, **tolerance)

@@ -1,0 +1,89 @@
+"""Contract 2: gradients by value, with and without checkpointing, and over two forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import timm.layers
+from cases import CASES, Case
+from models import assert_same, cut_of, equations, gradients, phi_weights
+from torch import nn
+
+pytestmark = [pytest.mark.contract("gradients"), pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)]
+CLOSE = {"atol": 1e-10, "rtol": 1e-8}
+
+
+@contextmanager
+def checkpointing(case: Case, model: nn.Module, reentrant: bool) -> Iterator[None]:
+    """Checkpoint a model the way its library does."""
+    if not case.is_timm:
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    before = timm.layers.use_reentrant_ckpt()
+    timm.layers.set_reentrant_ckpt(reentrant)
+    try:
+        if case.is_timm:
+            getattr(model, "model", model).set_grad_checkpointing()
+        yield
+    finally:
+        timm.layers.set_reentrant_ckpt(before)
+
+
+def test_every_parameter_gets_the_gradient_of_the_equations(case: Case) -> None:
+    stock = case.model()
+    cut = cut_of(stock)
+    images = case.images()
+    found = gradients(case, cut, images)
+    used = gradients(case, stock, images).keys()
+    assert {name for name, _ in cut.named_parameters() if ".phi." not in name} & used <= found.keys()
+    weights = phi_weights(case, cut)
+    with equations(case, stock, cut, images, weights):
+        expected = gradients(case, stock, images)
+    for index, named in weights.items():
+        block = case.msa.format(index).rpartition(".")[0]
+        expected |= {f"{block}.phi.{name}": w.grad for name, w in named.items() if w.grad is not None}
+    dropped = expected.keys() - found.keys()
+    assert all(expected[name].abs().max() == 0 for name in dropped)  # the equations do not depend on them
+    assert_same(found, {name: value for name, value in expected.items() if name not in dropped}, **CLOSE)
+    assert any(value.abs().max() > 0 for name, value in found.items() if ".phi." in f".{name}")
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
+def test_checkpointing_changes_no_gradient(case: Case, reentrant: bool) -> None:
+    stock = case.model()
+    cut = cut_of(stock)
+    images = case.images()
+    for model in (stock, cut):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, (nn.Dropout, nn.BatchNorm2d)):
+                module.eval()
+    expected = gradients(case, cut, images)
+    plain = gradients(case, stock, images)
+    try:
+        with checkpointing(case, stock, reentrant):
+            assert_same(gradients(case, stock, images), plain, **CLOSE)
+    except Exception as error:
+        pytest.skip(f"the stock model cannot be checkpointed so either: {error}")
+    with checkpointing(case, cut, reentrant):
+        assert_same(gradients(case, cut, images), expected, **CLOSE)
+
+
+def test_checkpointing_runs_the_blocks_again(case: Case) -> None:
+    cut = cut_of(case.model()).train()
+    if getattr(cut, "supports_gradient_checkpointing", True) is False:
+        pytest.skip("the stock model has no checkpointing")
+    calls = []
+    cut.get_submodule(case.msa.format(3).rpartition(".")[0]).phi.register_forward_hook(lambda *args: calls.append(1))
+    with checkpointing(case, cut, False):
+        gradients(case, cut, case.images())
+    assert len(calls) == 2
+
+
+def test_two_forwards_before_one_backward(case: Case) -> None:
+    cut = cut_of(case.model())
+    first, second = case.images(seed=1), case.images(seed=2)
+    together = gradients(case, cut, first, second)
+    apart = [gradients(case, cut, images) for images in (first, second)]
+    assert_same(together, {name: apart[0][name] + apart[1][name] for name in together}, **CLOSE)
