@@ -15,21 +15,19 @@ LINEAR_SHIFT = 4.0
 FRESH_SCALE = 0.25
 
 
-class EfficientChannelAttention(nn.Module):
+class EfficientChannelAttention(nn.Conv1d):
     """ECA: each channel is gated by a convolution over its neighbours' token means (paper Eq. 8).
 
     The gate starts at ½ on every channel.
     """
 
     def __init__(self, kernel_size: int = 3) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
-        nn.init.zeros_(self.conv.weight)
+        super().__init__(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        nn.init.zeros_(self.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
-        mean = tokens.mean(dim=1, keepdim=True)
-        return tokens * self.conv(mean).sigmoid()
+        return tokens * super().forward(tokens.mean(dim=1, keepdim=True)).sigmoid()
 
 
 class Phi(nn.Module):
@@ -102,7 +100,7 @@ class Phi(nn.Module):
         self.reduce.weight[:, :used] = decode / gate
         self.reduce.bias.copy_((bias - LINEAR_SHIFT * decode.sum(dim=1)) / gate)
         if self.eca is not None:
-            self.eca.conv.weight.zero_()
+            self.eca.weight.zero_()
 
     @torch.no_grad()
     def set_prefix_map(self, weight: Tensor, bias: Tensor) -> None:

@@ -89,7 +89,7 @@ class Case:
         return (
             model(images, **kwargs)
             if self.is_timm
-            else model(pixel_values=images, **self.inputs(len(images)), **kwargs)
+            else model(pixel_values=images, **self.inputs(images.shape[0]), **kwargs)
         )
 
     def tensors(self, model: Any, images: Tensor, **kwargs: Any) -> list[Tensor]:

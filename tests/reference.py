@@ -33,8 +33,8 @@ def phi(weights: dict[str, Tensor], z: Tensor, prefix: int, grid: tuple[int, int
     )
     hidden = gelu(convolved).reshape(z.shape[0], height * width, -1)
     out = torch.einsum("bnh,dh->bnd", hidden, weights["reduce.weight"]) + weights["reduce.bias"]
-    if "eca.conv.weight" in weights:
-        left, middle, right = weights["eca.conv.weight"].flatten()
+    if "eca.weight" in weights:
+        left, middle, right = weights["eca.weight"].flatten()
         mean = out.mean(dim=1)
         padded = torch.nn.functional.pad(mean, (1, 1))
         gate = left * padded[:, :-2] + middle * padded[:, 1:-1] + right * padded[:, 2:]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import pytest
 import reference
 import torch
 from cases import DEPTH, Case
@@ -45,6 +46,18 @@ def equations(
     """The stock model, computing what the cut one should."""
     weights = weights or phi_weights(case, cut)
     return reference.paper_equations(stock, case.msa, DEPTH, weights, case.grid(images), case.prefix, case.suffix)
+
+
+def unless_the_stock_model_fails_too(case: Case, check: Callable[[nn.Module], Any]) -> None:
+    """Run a check on the cut model; where it fails, and fails on the stock model as well, say so and skip."""
+    try:
+        check(cut_of(case.model()))
+    except Exception as error:
+        try:
+            check(case.model())
+        except Exception as stock:
+            pytest.skip(f"the stock model fails too: {type(stock).__name__}: {stock}")
+        raise error
 
 
 def gradients(case: Case, model: nn.Module, *batches: Tensor) -> dict[str, Tensor]:
