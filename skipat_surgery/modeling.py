@@ -104,7 +104,8 @@ def adopt(model: Any, skipat: SkipatConfig) -> None:
     config.__class__ = skipat_config_class(type(config))
     config.skipat = skipat.to_dict()
     model.__class__ = skipat_model_class(type(model))
-    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs  # transformers looks it up by class
+    # transformers looks up by class what a model can record, and fills this in __init__
+    dict.__setitem__(_CAN_RECORD_REGISTRY, str(model.__class__), model._can_record_outputs)
 
 
 def release(model: Any) -> None:
