@@ -133,6 +133,7 @@ FAMILIES: tuple[Family, ...] = (
         refuse=_refuse_yolos,
     ),
     _transformers("DPT", "dpt", ("DPTModel",), "DPTViTLayer", 1, **_SHAPE_O, refuse=_refuse_dpt),
+    _transformers("Pixio", "pixio", ("PixioModel",), "PixioLayer", lambda tower: tower.config.n_cls_tokens, **_SHAPE_V),
     _transformers("ViTPose backbone", "vitpose_backbone", ("VitPoseBackbone",), "VitPoseBackboneLayer", 0, **_SHAPE_O),
 )
 

@@ -408,6 +408,18 @@ CASES: list[Case] = [
         seed=3,  # the depths of some others are all below zero, where the last ReLU is
     ),
     *_of(
+        "Pixio (transformers)",
+        _V,
+        4,
+        ("PixioModel", _hf("PixioModel", "PixioConfig", n_cls_tokens=4, mlp_ratio=2), ""),
+        (
+            "PixioBackbone",
+            lambda: transformers.PixioBackbone(_backbone("PixioConfig", n_cls_tokens=4, mlp_ratio=2)),
+            "pixio",
+        ),
+        **_SIZES,
+    ),
+    *_of(
         "ViTPose backbone (transformers)",
         _O,
         0,
