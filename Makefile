@@ -1,16 +1,32 @@
 # Two commands: `make demo` shows the whole job in three minutes, `make test` runs the suite.
+# `make contract` runs what every family passes and writes the README's table of it; `make oldest` runs it against the
+# oldest transformers and timm that pyproject.toml allows, in an environment layered over the first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
+OLDEST_VERSIONS := $(shell sed -nE 's/.*"(transformers|timm)>=([0-9.]+)".*/\1==\2.*/p' pyproject.toml)
+# Two tests at a time. They must not both spin for the two cores that a small machine has.
+PARALLEL := -n 2 --dist loadgroup
+PYTEST := OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: demo test lint install clean
+.PHONY: demo test contract oldest lint install clean
 
 demo: install
 	rm -rf outputs/digits
 	$(BIN)/accelerate launch recipes/distill.py
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST) $(BIN)/python -m pytest $(PARALLEL) --contract-table README.md
+
+contract: install
+	$(PYTEST) $(BIN)/python -m pytest $(PARALLEL) --contract-table README.md tests/contract
+
+oldest: install
+	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
+	ls -d $(CURDIR)/$(VENV)/lib/python3*/site-packages > $$(ls -d $(OLDEST)/lib/python3*/site-packages)/newest.pth
+	$(OLDEST)/bin/python -m pip install --quiet $(OLDEST_VERSIONS)
+	$(PYTEST) $(OLDEST)/bin/python -m pytest $(PARALLEL) --leads tests/contract
 
 lint: install
 	$(BIN)/ruff check .
@@ -25,4 +41,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) $(OLDEST) outputs

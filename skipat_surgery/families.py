@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
-from . import timm_families, transformers_families
+# Each import by itself, `from .module import name`: transformers copies no other form into a checkpoint.
 from .family import Family
+from .timm_families import FAMILIES as TIMM_FAMILIES
+from .timm_families import REFUSED as TIMM_REFUSED
+from .transformers_families import FAMILIES as TRANSFORMERS_FAMILIES
+from .transformers_families import REFUSED as TRANSFORMERS_REFUSED
 
-FAMILIES: tuple[Family, ...] = (*transformers_families.FAMILIES, *timm_families.FAMILIES)
-REFUSED = {**transformers_families.REFUSED, **timm_families.REFUSED}
+FAMILIES: tuple[Family, ...] = (*TRANSFORMERS_FAMILIES, *TIMM_FAMILIES)
+REFUSED = {**TRANSFORMERS_REFUSED, **TIMM_REFUSED}
 
 
 class UnsupportedModelError(ValueError):
@@ -32,7 +36,7 @@ def is_a(module: nn.Module, path: str) -> bool:
 
 def supported() -> str:
     """The supported families, by host library, for error messages."""
-    hosts = {"transformers": transformers_families.FAMILIES, "timm": timm_families.FAMILIES}
+    hosts = {"transformers": TRANSFORMERS_FAMILIES, "timm": TIMM_FAMILIES}
     lists = {host: ", ".join(family.name.removesuffix(f" ({host})") for family in hosts[host]) for host in hosts}
     return "; ".join(f"{host}'s {names}" for host, names in lists.items())
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from . import timm_layers
 from .attentions import fill_attentions, unfill_attentions
 from .config import SkipatConfig
 from .family import Family
@@ -23,6 +22,7 @@ from .layers import (
     ungraft,
 )
 from .phi import Phi
+from .timm_layers import move_checkpointing_into_blocks, set_out_grid, undo_timm_layers
 
 RECORD = "_skipat_record"
 
@@ -85,7 +85,7 @@ def cut(tower: nn.Module, family: Family, config: SkipatConfig, *, keep_removed:
     for index, phi in phis.items():
         _like(phi, blocks[index])
     if family.embeddings is None:
-        timm_layers.move_checkpointing_into_blocks(tower, family)
+        move_checkpointing_into_blocks(tower, family)
     removed = {i: _skip(blocks[i], family, phi) for i, phi in phis.items()}
     for index in range(max(phis) + 1):
         feeds_next = index + 1 in phis
@@ -159,7 +159,7 @@ def _carry_grid(tower: nn.Module, family: Family) -> None:
         if not isinstance(carrier, nn.Identity):  # which returns the very tensor it is given
             graft(carrier, Carrier)
     if family.embeddings is None:
-        timm_layers.set_out_grid(tower, family)
+        set_out_grid(tower, family)
     else:
         source = tower.get_submodule(family.embeddings)
         graft(source, GridSource)
@@ -171,7 +171,7 @@ def _drop_grid(tower: nn.Module, family: Family) -> None:
     for path in family.carriers:
         ungraft(tower.get_submodule(path))
     if family.embeddings is None:
-        timm_layers.undo(tower, family)
+        undo_timm_layers(tower, family)
     else:
         source = tower.get_submodule(family.embeddings)
         ungraft(source)

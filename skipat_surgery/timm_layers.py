@@ -6,6 +6,7 @@ tower has each block checkpoint itself instead, with Z among the inputs.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from torch import Tensor
@@ -22,8 +23,8 @@ class CheckpointingBlock(Grafted):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.skipat_checkpoints:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        from timm.models import checkpoint
-
+        # By name, so that transformers does not ask for timm where a checkpoint of its own models carries this file.
+        checkpoint = importlib.import_module("timm.models").checkpoint
         return checkpoint(super().__call__, *args, **kwargs)  # type: ignore[misc]
 
 
@@ -73,7 +74,7 @@ def set_out_grid(tower: Any, family: Family) -> None:
         first.__dict__["skipat_patch_embed"] = (tower.patch_embed,)
 
 
-def undo(tower: Any, family: Family) -> None:
+def undo_timm_layers(tower: Any, family: Family) -> None:
     """Undo both, and every other graft on the tower and its blocks."""
     checkpoints = family.block_list(tower)[0].skipat_checkpoints
     for block in family.block_list(tower):

@@ -8,6 +8,7 @@ import pytest
 from cases import case_named
 from torch import nn
 
+pytest_plugins = ["contract_table"]
 SHARED = Path(__file__).parents[2] / "shared"
 
 

@@ -1,6 +1,7 @@
-"""Marks each contract test with its point, and makes the table of families × contract out of a run.
+"""A pytest plugin: marks each contract test with its point, and makes the table of families × contract out of a run.
 
-``pytest tests/contract --contract-table README.md`` writes the table between the markers of that file.
+``pytest --contract-table README.md`` writes the table between the markers of that file. ``--leads`` runs the contract on
+one model of each family.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cases import CASES
+from cases import CASES, LEADS, Case
 
 POINTS = (
     "equations",
@@ -27,17 +28,25 @@ outcomes: dict[str, dict[str, set[str]]] = {}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--contract-table", default=None, help="Markdown file whose table to rewrite from this run.")
+    parser.addoption("--leads", action="store_true", help="Run the contract on one model of each family only.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "contract(point): the point of the contract that a test belongs to")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        mark, callspec = item.get_closest_marker("contract"), getattr(item, "callspec", None)
-        if mark is not None and callspec is not None and "case" in callspec.params:
-            item.user_properties.append(("contract", (callspec.params["case"].family, mark.args[0])))
+        mark, case = item.get_closest_marker("contract"), case_of(item)
+        if mark is not None and case is not None:
+            item.user_properties.append(("contract", (case.family, mark.args[0])))
+    if config.getoption("--leads"):
+        items[:] = [item for item in items if case_of(item) is None or case_of(item) in LEADS]
+
+
+def case_of(item: pytest.Item) -> Case | None:
+    """The case that a test runs on."""
+    return item.callspec.params.get("case") if hasattr(item, "callspec") else None
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
