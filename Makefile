@@ -17,7 +17,7 @@ demo: install
 	$(BIN)/accelerate launch recipes/distill.py
 
 test: install
-	$(PYTEST) $(BIN)/python -m pytest $(PARALLEL) --contract-table README.md
+	$(PYTEST) $(BIN)/python -m pytest $(PARALLEL) --contract-table README.md tests
 
 contract: install
 	$(PYTEST) $(BIN)/python -m pytest $(PARALLEL) --contract-table README.md tests/contract

@@ -291,10 +291,10 @@ class Recipe:
         summary["reload_difference"] = difference_after_reload(self.output / "last", model, batch)
         checkpoints.write_json(self.output / "results.json", summary)
         results.plot(summary, self.output / "curve.png")
-        command = shlex.join(["accelerate", "launch", *sys.argv])
-        card = results.model_card(summary, command)
+        recorded = {name: value for name, value in summary.items() if name not in ("history", "arguments")}
+        recorded["command"] = shlex.join(["accelerate", "launch", *sys.argv])
         for name in ("best", "last"):
-            card.save(self.output / name / "README.md")
+            hosts.add_results(self.output / name, recorded)
         self.console.print(results.table(summary))
         self.console.print(
             f"Saved, reloaded in a new process, largest difference in the outputs: {summary['reload_difference']:.2g}\n"

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 FORMAT_VERSION = 1
+OPTIONAL = ("base_model", "results")
 PREFIX_MODES = ("mix", "pass")
 
 
@@ -62,6 +63,8 @@ class SkipatConfig:
 
     Args:
         phi: A mapping from block index (counted from 0) to the Φ that replaces its MSA.
+        base_model: Name of the model that was cut, where it is known.
+        results: How it was distilled and what was measured, as the recipe writes it.
 
     Example:
         >>> config = SkipatConfig({3: PhiConfig(), 4: PhiConfig(expansion=0.25)})
@@ -72,6 +75,8 @@ class SkipatConfig:
     """
 
     phi: Mapping[int, PhiConfig] = field(default_factory=dict)
+    base_model: str | None = None
+    results: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for index, phi in self.phi.items():
@@ -130,10 +135,11 @@ class SkipatConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with the version of the format."""
-        return {
+        data: dict[str, Any] = {
             "version": FORMAT_VERSION,
             "phi": {str(index): asdict(phi) for index, phi in self.phi.items()},
         }
+        return data | {name: getattr(self, name) for name in OPTIONAL if getattr(self, name) is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SkipatConfig:
@@ -150,10 +156,11 @@ class SkipatConfig:
                 f"this checkpoint's skipat configuration is of version {version}, this library reads up to "
                 f"{FORMAT_VERSION}: upgrade skipat-surgery"
             )
-        unknown = sorted(set(data) - {"version", "phi"})
+        unknown = sorted(set(data) - {"version", "phi", *OPTIONAL})
         allowed = {f.name for f in fields(PhiConfig)}
         for index, phi in data["phi"].items():
             unknown += [f"phi.{index}.{name}" for name in sorted(set(phi) - allowed)]
         if unknown:
             raise ValueError(f"unknown entries in the skipat configuration: {unknown}; Φ knows {sorted(allowed)}")
-        return cls({int(index): PhiConfig(**phi) for index, phi in data["phi"].items()})
+        phis = {int(index): PhiConfig(**phi) for index, phi in data["phi"].items()}
+        return cls(phis, **{name: data.get(name) for name in OPTIONAL})

@@ -15,7 +15,9 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+from . import timm_model
 from .capture import Tower, num_classes_of
+from .card import model_card, write_card
 
 TIMM_PREFIX = "timm/"
 
@@ -51,8 +53,7 @@ class Host:
     def save(self, model: nn.Module, directory: str | Path) -> None:
         """Write a model of this kind as a standard checkpoint, with its preprocessing beside it."""
         if self.processor is None:
-            timm.models.save_for_hf(model, str(directory), safe_serialization=True)
-            _drop_num_classes(Path(directory))
+            timm_model.save(model, directory)
         else:
             model.save_pretrained(directory)  # type: ignore[operator]
             self.processor.save_pretrained(directory)
@@ -104,9 +105,18 @@ def from_timm(model: nn.Module) -> Host:
     return Host(model.eval(), preprocess, "L" if data_config["input_size"][0] == 1 else "RGB")
 
 
-def _drop_num_classes(directory: Path) -> None:
-    """timm 1.0.31 writes ``num_classes`` twice, and transformers' TimmWrapper then passes it twice and fails."""
-    config_file = directory / "config.json"
+def add_results(directory: str | Path, results: dict[str, Any]) -> None:
+    """Record in a saved checkpoint how it was distilled, and write its model card anew.
+
+    Args:
+        directory: Where `Host.save` wrote a cut model.
+        results: What the recipe measured, without the course of it.
+    """
+    config_file = Path(directory) / "config.json"
     config = json.loads(config_file.read_text())
-    config.get("model_args", {}).pop("num_classes", None)
-    config_file.write_text(json.dumps(config, indent=2))
+    skipat = config["model_args"]["skipat"] if "architecture" in config else config["skipat"]
+    skipat["results"] = results
+    config_file.write_text(json.dumps(config, indent=2) + "\n")
+    card = Path(directory) / "README.md"
+    card.unlink(missing_ok=True)
+    write_card(directory, model_card(skipat, results["host"], results["auto_class"]))

@@ -7,6 +7,7 @@ stay stock, so that transformers' own conversions of parameter names still apply
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import transformers
@@ -22,12 +23,19 @@ from transformers.models.auto.configuration_auto import (
     CONFIG_MAPPING_NAMES,
     model_type_to_module_name,
 )
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import logging
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from .card import model_card, write_card
 from .config import SkipatConfig
 from .families import FAMILIES, find_tower
-from .layers import cached
-from .operation import check_skip, cut
+from .hub import push
+from .layers import Grafted, cached
+from .operation import check_skip, cut, record_of
+from .transformers_families import NESTING
+
+logger = logging.get_logger(__name__)
 
 PREFIX = "Skipat"
 
@@ -47,45 +55,158 @@ class SkipatPreTrainedModel:
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         skipat = SkipatConfig.from_dict(getattr(config, "skipat", None) or {})
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        config.auto_map = auto_map(self.stock_class)
         _, tower, family = find_tower(self)  # type: ignore[arg-type]
         check_skip(skipat, len(family.block_list(tower)), type(self).__name__)
         cut(tower, family, skipat, keep_removed=False)
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """Load as transformers does, but strictly: no weight may be missing, left over or misshapen.
+        """Load as transformers does, but strictly where the surgery is concerned.
+
+        Every Φ must be there, and nothing of what the surgery took out. The one exception is the checkpoint of an
+        uncut model: it holds no Φ at all, so each Φ starts fresh, which is said in a warning.
 
         Raises:
-            ValueError: The checkpoint does not hold exactly the weights of the cut model.
+            ValueError: The checkpoint does not hold the blocks that `config.skipat` describes.
         """
         load = super().from_pretrained  # type: ignore[misc]
         model, info = load(*args, output_loading_info=True, **kwargs)
-        wrong = {what: sorted(map(str, info[what])) for what in ("missing_keys", "unexpected_keys") if info[what]}
-        if info.get("mismatched_keys"):
-            wrong["mismatched_keys"] = sorted(map(str, info["mismatched_keys"]))
-        if wrong:
-            raise ValueError(f"this checkpoint does not fit {cls.__name__} as its config.skipat describes it: {wrong}")
+        check_loaded(model, info)
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, with a model card where there is none."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        write_card(save_directory, self.card())
+
+    def card(self) -> str:
+        """The model card: what was cut, how it was distilled, how it is loaded."""
+        name = auto_class_names(self.stock_class)[0]
+        return model_card(self.config.skipat, "transformers", load_with=name)  # type: ignore[attr-defined]
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Push the checkpoint, its code and its model card to the Hub: see `skipat_surgery.hub.push`."""
+        return push(self.save_pretrained, repo_id, **kwargs)
+
+
+class CannotBeSaved(Grafted):
+    """Mixin of a cut model whose class is the user's own: what it saved could not be loaded cut."""
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        path, _, _ = record_of(self)  # type: ignore[arg-type, misc]
+        raise NotImplementedError(
+            f"{type(self).__name__} is not a class of transformers, so its checkpoint would be loaded without the "
+            f"surgery. Save its vision tower from a model of transformers' own ({path or 'load it as such'}), or the "
+            "state_dict, to be loaded after skipat_surgery.apply"
+        )
+
+    push_to_hub = save_pretrained
+
+
+def check_loaded(model: Any, info: dict[str, Any]) -> None:
+    """Check what transformers found missing or left over against the surgery; start each Φ of an uncut checkpoint.
+
+    Raises:
+        ValueError: The checkpoint and `config.skipat` contradict each other.
+    """
+    _, tower, record = record_of(model)  # type: ignore[misc]
+    blocks = re.compile(rf"(^|\.){re.escape(record.family.blocks)}\.\d+\.")
+    wrong = {
+        what: sorted(str(key) for key in info.get(what) or () if blocks.search(str(key)))
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
+    if not any(wrong.values()):
+        return
+    phis = {name for name, _ in model.named_parameters() if re.search(r"\.\d+\.phi\.", name)}
+    skipped = re.compile(rf"(^|\.){re.escape(record.family.blocks)}\.({'|'.join(map(str, record.config.skip))})\.")
+    uncut = set(wrong["missing_keys"]) == phis and not wrong["mismatched_keys"]
+    if not uncut or any(not skipped.search(key) or ".phi." in key for key in wrong["unexpected_keys"]):
+        found = {what: keys for what, keys in wrong.items() if keys}
+        raise ValueError(
+            f"this checkpoint does not hold the blocks that the config.skipat of {type(model).__name__} describes: "
+            f"{found}"
+        )
+    for index in record.config.skip:
+        record.family.block_list(tower)[index].phi.reset_parameters()  # type: ignore[operator, union-attr]
+    logger.warning(
+        "%s was loaded from the checkpoint of an uncut model: the Φ of blocks %s are fresh. Solve or distil them "
+        "before use.",
+        type(model).__name__,
+        list(record.config.skip),
+    )
 
 
 @cached
 def skipat_config_class(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """The ``Skipat…Config`` of a stock config class."""
-    names = {"__module__": __name__, "model_type": f"skipat_{stock.model_type}", "stock_class": stock}
+    model_type = f"skipat_{stock.model_type}"
+    names = {
+        "__module__": __name__,
+        "model_type": model_type,
+        "stock_class": stock,
+        "_auto_class": "AutoConfig",  # has transformers copy this file beside the checkpoint
+    }
+    _share_conversion(stock.model_type, model_type)
     return type(PREFIX + stock.__name__, (SkipatPreTrainedConfig, stock), names)
 
 
 @cached
 def skipat_model_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The ``Skipat…`` class of a stock model class."""
-    config_class = skipat_config_class(stock.config_class)  # type: ignore[arg-type]
-    names = {"__module__": __name__, "config_class": config_class, "stock_class": stock}
     name = PREFIX + stock.__name__
-    cls = type(name, (SkipatPreTrainedModel, stock), names)
-    conversion = get_checkpoint_conversion_mapping(stock.__name__)  # transformers looks it up by class name
+    names = {
+        "__module__": __name__,
+        "config_class": skipat_config_class(stock.config_class),  # type: ignore[arg-type]
+        "stock_class": stock,
+        "_auto_class": auto_class_names(stock)[0],
+    }
+    _share_conversion(stock.__name__, name)
+    return type(name, (SkipatPreTrainedModel, stock), names)
+
+
+def _share_conversion(stock: str, ours: str) -> None:
+    """transformers converts the names in a checkpoint by class or by model type: have ours converted alike."""
+    conversion = get_checkpoint_conversion_mapping(stock)
     if conversion is not None:
-        register_checkpoint_conversion_mapping(name, conversion, overwrite=True)
-    return cls
+        register_checkpoint_conversion_mapping(ours, conversion, overwrite=True)
+
+
+def auto_class_names(stock: type[PreTrainedModel]) -> list[str]:
+    """The Auto classes that give this class for its config, the most specific first; ``AutoModel`` if none does."""
+    names = [
+        name
+        for name, mapping in _auto_mappings()
+        if stock.__name__ in _names(mapping._model_mapping.get(_model_type(stock)))
+    ]
+    return sorted(names, key=lambda name: name == "AutoModel") or ["AutoModel"]
+
+
+def auto_map(stock: type[PreTrainedModel]) -> dict[str, str]:
+    """Where remote code finds what each Auto class asks for: this class, and under ``AutoModel`` its bare model.
+
+    There stand themselves: a class that no Auto class gives, and a Backbone, as ``AutoBackbone`` reads no folder.
+    """
+    names, bare = auto_class_names(stock), _names(MODEL_MAPPING._model_mapping.get(_model_type(stock)))
+    lone = names == ["AutoModel"] or names[0] == "AutoBackbone" or not bare
+    module = __name__.rpartition(".")[2]
+    found = dict.fromkeys(names, f"{module}.{PREFIX}{stock.__name__}")
+    found["AutoModel"] = f"{module}.{PREFIX}{stock.__name__ if lone else bare[0]}"
+    return {"AutoConfig": f"{module}.{PREFIX}{stock.config_class.__name__}", **found}  # type: ignore[union-attr]
+
+
+def _model_type(stock: type[PreTrainedModel]) -> str:
+    return stock.config_class.model_type  # type: ignore[union-attr]
+
+
+def _auto_mappings() -> list[tuple[str, Any]]:
+    classes = [(name, value) for name, value in vars(modeling_auto).items() if isinstance(value, type)]
+    found = [(name, cls._model_mapping) for name, cls in classes if issubclass(cls, _BaseAutoModelClass)]
+    return [(name, mapping) for name, mapping in found if hasattr(mapping, "_model_mapping")]
+
+
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return entry if isinstance(entry, tuple) else (entry,) if entry else ()
 
 
 def can_adopt(model: object) -> bool:
@@ -103,6 +224,8 @@ def adopt(model: Any, skipat: SkipatConfig) -> None:
     config = model.config  # keep the object: every attention module holds it
     config.__class__ = skipat_config_class(type(config))
     config.skipat = skipat.to_dict()
+    register_model_type(config.stock_class.model_type)
+    config.auto_map = auto_map(type(model))
     model.__class__ = skipat_model_class(type(model))
     # transformers looks up by class what a model can record, and fills this in __init__
     dict.__setitem__(_CAN_RECORD_REGISTRY, str(model.__class__), model._can_record_outputs)
@@ -113,6 +236,7 @@ def release(model: Any) -> None:
     config = model.config
     config.__class__ = config.stock_class
     del config.skipat
+    del config.auto_map
     model.__class__ = model.stock_class
 
 
@@ -126,18 +250,22 @@ def __getattr__(name: str) -> type:
 
 
 def register_with_auto_classes() -> None:
-    """Let ``AutoConfig`` and every ``AutoModel…`` find the cut form of each supported model type."""
+    """Let ``AutoConfig`` and every ``AutoModel…`` find the cut form of each model type that may hold a tower."""
     packages = {
         tower.split(".")[2] for family in FAMILIES for tower in family.towers if tower.startswith("transformers")
     }
     for model_type in CONFIG_MAPPING_NAMES:
-        if model_type_to_module_name(model_type) not in packages:
-            continue
-        config_class = skipat_config_class(CONFIG_MAPPING[model_type])
-        AutoConfig.register(config_class.model_type, config_class)
-        for auto_class in vars(modeling_auto).values():
-            if not (isinstance(auto_class, type) and issubclass(auto_class, _BaseAutoModelClass)):
-                continue
-            name = getattr(auto_class._model_mapping, "_model_mapping", {}).get(model_type)
-            if isinstance(name, str):
-                auto_class.register(config_class, skipat_model_class(getattr(transformers, name)))
+        if model_type_to_module_name(model_type) in packages or model_type in NESTING:
+            register_model_type(model_type)
+
+
+def register_model_type(model_type: str) -> None:
+    """Let the Auto classes find the cut form of one model type."""
+    config_class = skipat_config_class(CONFIG_MAPPING[model_type])
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    for name, mapping in _auto_mappings():
+        found = _names(mapping._model_mapping.get(model_type))
+        classes = tuple(skipat_model_class(getattr(transformers, entry)) for entry in found)
+        if classes:
+            auto_class = getattr(modeling_auto, name)
+            auto_class.register(config_class, classes if len(classes) > 1 else classes[0], exist_ok=True)

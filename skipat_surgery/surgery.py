@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from . import modeling, timm_model
 from .config import PhiConfig, SkipatConfig
 from .families import UnsupportedModelError, find_tower
+from .layers import graft, ungraft
 from .operation import check_skip, cut, record_of, sew
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -50,10 +54,13 @@ def apply(model: Model, skip: Iterable[int] | Mapping[int, PhiConfig], phi: PhiC
         )
     _, tower, family = find_tower(model)
     check_skip(config, len(family.block_list(tower)), type(model).__name__)
+    config = replace(config, base_model=config.base_model or base_model_of(model))
     cut(tower, family, config, keep_removed=True)
     for host in (modeling, timm_model):
         if host.can_adopt(model):
             host.adopt(model, config)
+    if isinstance(model, PreTrainedModel) and not modeling.is_adopted(model):
+        graft(model, modeling.CannotBeSaved)
     return model
 
 
@@ -70,11 +77,23 @@ def restore(model: Model) -> Model:
     if found is None:
         raise ValueError(f"this {type(model).__name__} is not cut, so there is nothing to restore")
     _, tower, _ = found
+    if isinstance(model, modeling.CannotBeSaved):
+        ungraft(model)
     sew(tower)
     for host in (modeling, timm_model):
         if host.is_adopted(model):
             host.release(model)
     return model
+
+
+def base_model_of(model: nn.Module) -> str | None:
+    """The name that a model was loaded by; of a folder, its last part."""
+    name = getattr(getattr(model, "config", None), "_name_or_path", None)
+    if name is None:
+        config = getattr(model, "pretrained_cfg", None) or {}
+        tag = f".{config['tag']}" if config.get("tag") else ""
+        name = config.get("hf_hub_id") or (f"timm/{config['architecture']}{tag}" if "architecture" in config else None)
+    return (Path(name).name if Path(name).is_dir() else name) if name else None
 
 
 def check_form(model: nn.Module) -> None:

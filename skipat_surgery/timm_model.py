@@ -1,18 +1,51 @@
-"""Cut timm models: the entry point ``skipat_vit``, which rebuilds them from a checkpoint's ``model_args``."""
+"""Cut timm models: the entry point ``skipat_vit``, which rebuilds them from a checkpoint's ``model_args``.
+
+They are saved and pushed like transformers models: ``save_pretrained``, ``push_to_hub``. What these write, timm's own
+``save_for_hf`` writes too, but for the model card.
+"""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import timm
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
+from .card import model_card, write_card
 from .config import SkipatConfig
-from .families import find_tower
+from .families import families_of, find_tower
+from .hub import push
+from .layers import Grafted, graft
 from .operation import check_skip, cut
 
 ARCHITECTURE = "skipat_vit"
+
+
+class HubModel(Grafted):
+    """A cut timm model that saves and pushes itself as a transformers model does."""
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write weights, configuration and model card, for ``timm.create_model("local-dir:…", pretrained=True)``."""
+        save(self, save_directory)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Push the checkpoint and its model card to the Hub: see `skipat_surgery.hub.push`."""
+        return push(self.save_pretrained, repo_id, **kwargs)
+
+
+def save(model: Any, folder: str | Path) -> None:
+    """Save a timm model, cut or not, with timm's own writer."""
+    timm.models.save_for_hf(model, str(folder), safe_serialization=True)
+    config_file = Path(folder) / "config.json"
+    config = json.loads(config_file.read_text())
+    # timm 1.0.31 writes num_classes twice, and transformers' TimmWrapper then passes it twice and fails.
+    config.get("model_args", {}).pop("num_classes", None)
+    config_file.write_text(json.dumps(config, indent=2))
+    if is_adopted(model):
+        write_card(folder, model_card(model._model_args["skipat"], "timm", load_with=""))
 
 
 def _build(base: str, skipat: dict[str, Any], **kwargs: Any) -> nn.Module:
@@ -21,6 +54,7 @@ def _build(base: str, skipat: dict[str, Any], **kwargs: Any) -> nn.Module:
     _, tower, family = find_tower(model)
     check_skip(config, len(family.block_list(tower)), base)
     cut(tower, family, config, keep_removed=False)
+    graft(model, HubModel)
     return model
 
 
@@ -44,9 +78,9 @@ def skipat_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     )
 
 
-def can_adopt(model: object) -> bool:
+def can_adopt(model: Any) -> bool:
     """Whether a model was made by ``timm.create_model``, so that it can be rebuilt by name."""
-    return bool(getattr(model, "pretrained_cfg", None)) and hasattr(model, "_model_args")
+    return bool(getattr(model, "pretrained_cfg", None)) and hasattr(model, "_model_args") and bool(families_of(model))
 
 
 def is_adopted(model: object) -> bool:
@@ -59,6 +93,7 @@ def adopt(model: Any, skipat: SkipatConfig) -> None:
     base = model.pretrained_cfg["architecture"]
     model._model_args = {**model._model_args, "base": base, "skipat": skipat.to_dict()}
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": ARCHITECTURE}
+    graft(model, HubModel)
 
 
 def release(model: Any) -> None:

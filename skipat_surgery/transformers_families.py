@@ -137,6 +137,18 @@ FAMILIES: tuple[Family, ...] = (
     _transformers("ViTPose backbone", "vitpose_backbone", ("VitPoseBackbone",), "VitPoseBackboneLayer", 0, **_SHAPE_O),
 )
 
+# Model types that hold a tower of these families without being one; the Auto classes find their cut form on import.
+# Others are found once a model of theirs has been cut in the process, and with trust_remote_code.
+NESTING = (
+    "depth_anything",
+    "prompt_depth_anything",
+    "upernet",
+    "vitpose",
+    "llava",
+    "paligemma",
+    "timm_wrapper",
+)
+
 _WINDOWS = (
     "its blocks attend within windows and change the token grid between stages, so Z of one does not fit the next"
 )

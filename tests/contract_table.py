@@ -1,7 +1,7 @@
 """A pytest plugin: marks each contract test with its point, and makes the table of families × contract out of a run.
 
-``pytest --contract-table README.md`` writes the table between the markers of that file. ``--leads`` runs the contract on
-one model of each family.
+``pytest --contract-table README.md`` writes the table between the markers of that file. ``--leads`` runs the contract
+on one model of each family.
 """
 
 from __future__ import annotations

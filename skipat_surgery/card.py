@@ -1,0 +1,129 @@
+"""The model card of a cut model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+
+PAPER = "https://arxiv.org/abs/2301.02240"
+COLUMNS = (
+    # key, title, format
+    ("top1", "top-1 %", lambda v: f"{100 * v:.2f}"),
+    ("agreement", "agree %", lambda v: f"{100 * v:.2f}"),
+    ("kl", "KL", lambda v: f"{v:.4f}"),
+    ("prefix_cosine", "CLS cosine", lambda v: f"{v:.4f}"),
+    ("patch_cosine", "patch cosine", lambda v: f"{v:.4f}"),
+    ("parameters", "params", lambda v: f"{v / 1e6:.2f} M"),
+    ("gflops", "GFLOPs", lambda v: f"{v:.3f}"),
+    ("images_per_second", "images/s", lambda v: f"{v:.0f}"),
+    ("speedup", "speed", lambda v: f"{v:.2f}×"),
+)
+
+
+def model_card(skipat: dict[str, Any], host: str, load_with: str) -> str:
+    """A model card from what the configuration of a cut model holds.
+
+    Args:
+        skipat: What `SkipatConfig.to_dict` wrote.
+        host: ``"transformers"`` or ``"timm"``.
+        load_with: The Auto class that loads the model; unused for timm.
+    """
+    base, results = skipat.get("base_model"), skipat.get("results")
+    name = base or "A vision transformer"
+    parts = [
+        f"---\n{_data(base, results, host, load_with).to_yaml()}\n---",
+        f"# {name} with Skip-Attention",
+        f"The attention of blocks {', '.join(skipat['phi'])} (counted from 0) of {f'`{base}`' if base else 'it'} was "
+        f"replaced with the small function Φ of [Skip-Attention]({PAPER}) (SkipAT, ICLR 2024), by skipat_surgery.",
+        "\n".join(f"- Φ of blocks {blocks}: `{phi}`" for phi, blocks in _phis(skipat).items()),
+        "## How it was distilled",
+        _distillation(results),
+        "## Load it",
+        _loading(host, load_with),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_card(folder: str | Path, card: str) -> None:
+    """Write a card beside a checkpoint, unless there is one."""
+    path = Path(folder) / "README.md"
+    if path.parent.is_dir() and not path.exists():
+        path.write_text(card, encoding="utf-8")
+
+
+def cells(results: dict[str, Any], leave_out: tuple[str, ...] = ()) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the measured table; a column is there when some row has a figure for it."""
+    rows = results["rows"]
+    columns = [c for c in COLUMNS if c[0] not in leave_out and any(c[0] in row for row in rows.values())]
+    header = ["", *(title for _, title, _ in columns)]
+    body = [[name, *(form(row[key]) if key in row else "–" for key, _, form in columns)] for name, row in rows.items()]
+    return header, body
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The measured table."""
+    header, body = cells(results)
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _phis(skipat: dict[str, Any]) -> dict[str, str]:
+    """The blocks that share a Φ, by that Φ."""
+    blocks: dict[str, list[str]] = {}
+    for index, phi in skipat["phi"].items():
+        blocks.setdefault(json.dumps(phi), []).append(index)
+    return {phi: ", ".join(indices) for phi, indices in blocks.items()}
+
+
+def _data(base: str | None, results: dict[str, Any] | None, host: str, load_with: str) -> huggingface_hub.ModelCardData:
+    measured = (results or {}).get("rows", {}).get("distilled", {})
+    metrics = [
+        huggingface_hub.EvalResult(
+            task_type="image-classification",
+            dataset_type="image-folder",
+            dataset_name=Path(results["dataset"]).name,  # type: ignore[index]
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(measured[key], 4),
+        )
+        for key, kind, name in (("top1", "accuracy", "Top-1"), ("agreement", "agreement", "Agreement with the teacher"))
+        if key in measured
+    ]
+    classifies = "ImageClassification" in load_with or "agreement" in measured
+    return huggingface_hub.ModelCardData(
+        library_name=host,
+        tags=["skipat", "skip-attention", "vision-transformer"],
+        pipeline_tag="image-classification" if classifies else "image-feature-extraction",
+        base_model=base if base and base.count("/") == 1 and not base.startswith((".", "/")) else None,
+        model_name=f"{base or 'model'}, cut" if metrics else None,
+        eval_results=metrics or None,
+    )
+
+
+def _distillation(results: dict[str, Any] | None) -> str:
+    if results is None:
+        return "Nothing is recorded: the model was cut, and perhaps trained, without skipat_surgery's recipe."
+    return (
+        f"Against the untouched model on `{results['dataset']}`, for {results['steps']} steps in "
+        f"{results['seconds'] / 60:.1f} minutes; labels were used for measuring only.\n\n{markdown(results)}\n\n"
+        f"Measured on {results['rows']['teacher']['images']} images, {results['machine']}, {results['precision']}. "
+        "Speed is that of the whole model beside the untouched one (SDPA), in one interleaved run."
+        + (f"\n\nMade with\n\n```\n{results['command']}\n```" if "command" in results else "")
+    )
+
+
+def _loading(host: str, load_with: str) -> str:
+    if host == "timm":
+        return (
+            "```python\nimport skipat_surgery  # pip install skipat-surgery\nimport timm\n\n"
+            'model = timm.create_model("hf-hub:REPO", pretrained=True)  # or "local-dir:PATH"\n```'
+        )
+    return (
+        f"```python\nimport skipat_surgery  # pip install skipat-surgery\nfrom transformers import {load_with}\n\n"
+        f'model = {load_with}.from_pretrained("REPO_OR_PATH")\n```\n\nWithout the library, '
+        f'`{load_with}.from_pretrained("REPO_OR_PATH", trust_remote_code=True)` runs the code that lies beside the '
+        "weights."
+    )
