@@ -70,8 +70,14 @@ class SkipatPreTrainedModel:
         Raises:
             ValueError: The checkpoint does not hold the blocks that `config.skipat` describes.
         """
-        load = super().from_pretrained  # type: ignore[misc]
-        model, info = load(*args, output_loading_info=True, **kwargs)
+        load, ignore = super().from_pretrained, kwargs.pop("ignore_mismatched_sizes", False)  # type: ignore[misc]
+        # transformers' own error for a misshapen tensor names it only in a report on the side.
+        model, info = load(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        if info["mismatched_keys"] and not ignore:
+            raise ValueError(
+                f"this checkpoint does not fit {cls.__name__}: (tensor, its shape here, the shape wanted) is "
+                f"{sorted(info['mismatched_keys'])}; pass ignore_mismatched_sizes=True for a new head"
+            )
         check_loaded(model, info)
         return (model, info) if output_loading_info else model
 
