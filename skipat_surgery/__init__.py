@@ -1,5 +1,6 @@
 """Convert pretrained vision transformers to Skip-Attention (SkipAT, arXiv 2301.02240)."""
 
+from .authors import load_authors
 from .config import PhiConfig, SkipatConfig
 from .families import UnsupportedModelError
 from .modeling import register_with_auto_classes
@@ -16,6 +17,7 @@ __all__ = [
     "SolveResult",
     "UnsupportedModelError",
     "apply",
+    "load_authors",
     "report",
     "restore",
     "solve",
