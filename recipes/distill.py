@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -38,6 +39,7 @@ from skipat_surgery.benchmark import gflops, throughput
 from skipat_surgery.checkpoints import Progress
 from skipat_surgery.distill import Evaluator, freeze_untouched
 from skipat_surgery.hosts import Host
+from skipat_surgery.hub import push
 from skipat_surgery.reload import difference_after_reload
 from skipat_surgery.report import count_parameters
 from skipat_surgery.solve import check_enough
@@ -307,7 +309,7 @@ class Recipe:
                 f"Left out as unreadable: {in_evaluation} evaluation images, training images {in_training} times"
             )
         if self.args.push_to_hub:
-            url = huggingface_hub.upload_folder(repo_id=self.repo, folder_path=self.output / "best")
+            url = push(lambda folder: shutil.copytree(self.output / "best", folder, dirs_exist_ok=True), self.repo)
             self.console.print(f"Pushed to {url}")
 
     def summarise(self, model: torch.nn.Module, batch: torch.Tensor) -> dict[str, Any]:

@@ -17,16 +17,15 @@ from transformers.conversion_mapping import (
     register_checkpoint_conversion_mapping,
 )
 from transformers.models.auto import modeling_auto
-from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.configuration_auto import (
     CONFIG_MAPPING,
     CONFIG_MAPPING_NAMES,
     model_type_to_module_name,
 )
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import logging
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from .auto_classes import PREFIX, auto_class_names, auto_map, auto_mappings, names_in
 from .card import model_card, write_card
 from .config import SkipatConfig
 from .families import FAMILIES, find_tower
@@ -36,8 +35,6 @@ from .operation import check_skip, cut, record_of
 from .transformers_families import NESTING
 
 logger = logging.get_logger(__name__)
-
-PREFIX = "Skipat"
 
 
 class SkipatPreTrainedConfig:
@@ -178,43 +175,6 @@ def _share_conversion(stock: str, ours: str) -> None:
         register_checkpoint_conversion_mapping(ours, conversion, overwrite=True)
 
 
-def auto_class_names(stock: type[PreTrainedModel]) -> list[str]:
-    """The Auto classes that give this class for its config, the most specific first; ``AutoModel`` if none does."""
-    names = [
-        name
-        for name, mapping in _auto_mappings()
-        if stock.__name__ in _names(mapping._model_mapping.get(_model_type(stock)))
-    ]
-    return sorted(names, key=lambda name: name == "AutoModel") or ["AutoModel"]
-
-
-def auto_map(stock: type[PreTrainedModel]) -> dict[str, str]:
-    """Where remote code finds what each Auto class asks for: this class, and under ``AutoModel`` its bare model.
-
-    There stand themselves: a class that no Auto class gives, and a Backbone, as ``AutoBackbone`` reads no folder.
-    """
-    names, bare = auto_class_names(stock), _names(MODEL_MAPPING._model_mapping.get(_model_type(stock)))
-    lone = names == ["AutoModel"] or names[0] == "AutoBackbone" or not bare
-    module = __name__.rpartition(".")[2]
-    found = dict.fromkeys(names, f"{module}.{PREFIX}{stock.__name__}")
-    found["AutoModel"] = f"{module}.{PREFIX}{stock.__name__ if lone else bare[0]}"
-    return {"AutoConfig": f"{module}.{PREFIX}{stock.config_class.__name__}", **found}  # type: ignore[union-attr]
-
-
-def _model_type(stock: type[PreTrainedModel]) -> str:
-    return stock.config_class.model_type  # type: ignore[union-attr]
-
-
-def _auto_mappings() -> list[tuple[str, Any]]:
-    classes = [(name, value) for name, value in vars(modeling_auto).items() if isinstance(value, type)]
-    found = [(name, cls._model_mapping) for name, cls in classes if issubclass(cls, _BaseAutoModelClass)]
-    return [(name, mapping) for name, mapping in found if hasattr(mapping, "_model_mapping")]
-
-
-def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return entry if isinstance(entry, tuple) else (entry,) if entry else ()
-
-
 def can_adopt(model: object) -> bool:
     """Whether a model's class is one that transformers defines, so that ``Skipat…`` can be made of it by name."""
     return isinstance(model, PreTrainedModel) and getattr(transformers, type(model).__name__, None) is type(model)
@@ -269,8 +229,8 @@ def register_model_type(model_type: str) -> None:
     """Let the Auto classes find the cut form of one model type."""
     config_class = skipat_config_class(CONFIG_MAPPING[model_type])
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    for name, mapping in _auto_mappings():
-        found = _names(mapping._model_mapping.get(model_type))
+    for name, mapping in auto_mappings():
+        found = names_in(mapping._model_mapping.get(model_type))
         classes = tuple(skipat_model_class(getattr(transformers, entry)) for entry in found)
         if classes:
             auto_class = getattr(modeling_auto, name)

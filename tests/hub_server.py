@@ -8,9 +8,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -37,6 +39,17 @@ class Hub:
     def __exit__(self, *args: object) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+    def environment(self, home: str | Path) -> dict[str, str]:
+        """Variables for a process whose Hub this is, with a cache of its own."""
+        return {
+            **os.environ,
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_TOKEN": "hf_test",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+        }
 
     def sha(self, repo: str) -> str:
         return hashlib.sha1(f"{repo}{len(self.commits[repo])}".encode()).hexdigest()

@@ -62,15 +62,8 @@ for step in ("create", "lfs", "commit"):
 
 def run(hub: Hub, code: str, home: Path, *args: str) -> str:
     """Run code in a new process whose Hub is this one, with a cache of its own."""
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(home),
-        "HF_TOKEN": "hf_test",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE / "contract"), str(HERE.parent)]),
-    }
+    folders = [str(HERE), str(HERE / "contract"), str(HERE.parent)]
+    environment = {**hub.environment(home), "PYTHONPATH": os.pathsep.join(folders)}
     done = subprocess.run(
         [sys.executable, "-c", code, *args], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hub_server import Hub
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
@@ -193,15 +194,26 @@ def test_grayscale_rgba_palette_and_corrupt_images(teacher, image_folder, tmp_pa
     assert results(tmp_path / "run")["rows"]["distilled"]["images"] == 40
 
 
-def test_a_yaml_file_and_overrides(teacher, tmp_path):
+def test_a_yaml_file_and_overrides_and_a_push(teacher, tmp_path):
     settings = tmp_path / "settings.yaml"
-    settings.write_text(f"model: {teacher}\nskip: 4-6\nmax_steps: 2\nsolve_images: 0\nlabel_column: none\n")
+    settings.write_text(
+        f"model: {teacher}\nskip: 4-6\nmax_steps: 2\nsolve_images: 0\nlabel_column: none\n"
+        "push_to_hub: true\nhub_model_id: founder/digits\n"
+    )
     launcher = command(tmp_path)[: command(tmp_path).index(str(ROOT / "recipes" / "distill.py")) + 1]
     given = [str(settings), "--output_dir", str(tmp_path / "run"), "--max_steps", "1", "--eval_images", "32"]
-    done = subprocess.run([*launcher, *given], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    with Hub() as hub:
+        environment = hub.environment(tmp_path / "home")
+        done = subprocess.run(
+            [*launcher, *given], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        pushed = hub.repos["founder/digits"]
     found = results(tmp_path / "run")
     assert (found["skip"], found["steps"]) == ("4-6", 1)
+    assert pushed["model.safetensors"] == (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
+    assert json.loads(pushed["config.json"])["skipat"]["results"]["steps"] == 1
+    assert "for 1 steps" in pushed["README.md"].decode()
     settings.write_text("modle: x\n")
     done = subprocess.run([*launcher, *given], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
