@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 OLDEST_VERSIONS := $(shell sed -nE 's/.*"(transformers|timm)>=([0-9.]+)".*/\1==\2.*/p' pyproject.toml)
 # Two tests at a time. They must not both spin for the two cores that a small machine has.
-PARALLEL := -n 2 --dist loadgroup
+PARALLEL := -n 2
 PYTEST := OMP_WAIT_POLICY=PASSIVE
 
 .PHONY: demo test contract oldest lint install clean

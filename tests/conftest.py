@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cases import case_named
+from filelock import FileLock
 from torch import nn
 
 pytest_plugins = ["contract_table"]
@@ -20,6 +23,28 @@ def vit() -> nn.Module:
 @pytest.fixture
 def timm_vit() -> nn.Module:
     return case_named("timm vit").model()
+
+
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """``once(name, make)``: a folder that `make` fills, once for all workers of pytest-xdist; the others wait."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # which the workers share
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                path.mkdir()
+                make(path)
+                done.touch()
+        return path
+
+    return folder
 
 
 def shared(path: str) -> Path:

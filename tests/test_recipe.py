@@ -67,12 +67,14 @@ def results(output: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Path:
+def teacher(once) -> Path:
     """A small ViT trained on the digits: enough to have opinions."""
-    folder = tmp_path_factory.mktemp("teacher")
-    host = digits.train_teacher(steps=60)
-    host.save(host.model, folder)
-    return folder
+
+    def train(folder: Path) -> None:
+        host = digits.train_teacher(steps=60)
+        host.save(host.model, folder)
+
+    return once("teacher", train)
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +94,14 @@ def image_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole_run(teacher, tmp_path_factory) -> Path:
+def whole_run(teacher, once) -> Path:
     """One unbroken run on the digits."""
-    output = tmp_path_factory.mktemp("runs") / "whole"
-    done = launch(output, model=teacher)
-    assert done.returncode == 0, done.stderr
-    return output
+
+    def run(folder: Path) -> None:
+        done = launch(folder / "run", model=teacher)
+        assert done.returncode == 0, done.stderr
+
+    return once("whole_run", run) / "run"
 
 
 def test_it_writes_what_it_says(whole_run):

@@ -11,22 +11,24 @@ import processes
 import pytest
 import torch
 from cases import LEADS, Case
+from conftest import Once
 from models import assert_same, unless_the_stock_model_fails_too
 from torch import nn
 
 pytestmark = [
     pytest.mark.contract("distributed"),
     pytest.mark.parametrize("case", LEADS, ids=lambda case: case.name),
-    pytest.mark.xdist_group("distributed"),
 ]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def results(once: Once) -> dict[str, str]:
     """What two processes found, by check and case; empty where all was well. They start once, for all families."""
-    folder = tmp_path_factory.mktemp("distributed")
-    torch.multiprocessing.spawn(processes.run, args=(str(folder),), nprocs=2)
-    return json.loads((folder / "results.json").read_text())
+
+    def run(folder: Path) -> None:
+        torch.multiprocessing.spawn(processes.run, args=(str(folder),), nprocs=2)
+
+    return json.loads((once("distributed", run) / "results.json").read_text())
 
 
 def test_three_steps_under_ddp_equal_one_process_with_the_joint_batch(case: Case, results: dict[str, str]) -> None:

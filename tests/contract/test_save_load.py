@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from cases import CASES, Case
+from conftest import Once
 from models import assert_same, cut_of
 from timm.models import save_for_hf
 
@@ -20,7 +21,6 @@ import skipat_surgery
 pytestmark = [
     pytest.mark.contract("save, load"),
     pytest.mark.parametrize("case", CASES, ids=lambda case: case.name),
-    pytest.mark.xdist_group("save, load"),
 ]
 
 
@@ -28,21 +28,24 @@ TRANSFORMERS = [case for case in CASES if not case.is_timm]
 
 
 @pytest.fixture(scope="module")
-def loaded_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+def loaded_elsewhere(once: Once) -> dict[str, dict[str, str]]:
     """What became of each transformers checkpoint in two new processes: one with the library and one without.
 
     Both load everything in one go. Empty where the outputs were the same to the bit, twice; else the traceback.
     """
-    root = tmp_path_factory.mktemp("checkpoints")
-    for case in TRANSFORMERS:
-        cut, images = cut_of(case.model()).float(), case.images().float()
-        cut.save_pretrained(root / case.name)
-        with torch.no_grad():
-            torch.save((case.name, images, case.tensors(cut, images)), root / case.name / "expected.pt")
-    script = Path(__file__).with_name("loading.py")
-    environment = {**os.environ, "HF_MODULES_CACHE": str(root / "modules.cache")}
-    for how in ("library", "remote"):
-        subprocess.run([sys.executable, script, root, how], check=True, env=environment, stdin=subprocess.DEVNULL)
+
+    def run(root: Path) -> None:
+        for case in TRANSFORMERS:
+            cut, images = cut_of(case.model()).float(), case.images().float()
+            cut.save_pretrained(root / case.name)
+            with torch.no_grad():
+                torch.save((case.name, images, case.tensors(cut, images)), root / case.name / "expected.pt")
+        script = Path(__file__).with_name("loading.py")
+        environment = {**os.environ, "HF_MODULES_CACHE": str(root / "modules.cache")}
+        for how in ("library", "remote"):
+            subprocess.run([sys.executable, script, root, how], check=True, env=environment, stdin=subprocess.DEVNULL)
+
+    root = once("checkpoints", run)
     return {how: json.loads((root / f"{how}.json").read_text()) for how in ("library", "remote")}
 
 
