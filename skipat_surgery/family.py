@@ -43,8 +43,8 @@ class Family:
             patch grid.
         image_size: From the tower, the configured (channels, height, width).
         num_suffix_tokens: From the tower, the number of tokens after the patches.
-        carriers: Paths of modules between the embeddings and the first block, and of those that make a new tensor
-            between blocks.
+        carriers: Paths of modules between the embeddings and the first block.
+        adds_between: Path of an encoder that may add position embeddings between its blocks, as YOLOS' does.
         drop: Further slots of a block that only its MSA uses, set to None where it is skipped.
         refuse: From the tower, a reason not to cut this model and what to do, or None.
     """
@@ -64,6 +64,7 @@ class Family:
     image_size: Callable[[Any], tuple[int, int, int]]
     num_suffix_tokens: Callable[[Any], int] = _none
     carriers: tuple[str, ...] = ()
+    adds_between: str | None = None
     drop: tuple[str, ...] = ()
     refuse: Callable[[Any], str | None] = _never
 

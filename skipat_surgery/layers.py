@@ -43,13 +43,18 @@ def carry(x: Tensor, grid: Grid, z: Tensor | None = None) -> Tensor:
     return x
 
 
+def carried_or_none(x: Tensor) -> tuple[Grid, Tensor | None] | None:
+    """The grid and Z that the hidden states carry, or None where they carry nothing."""
+    return getattr(x, _CARRIED, None)
+
+
 def carried(x: Tensor, what: str) -> tuple[Grid, Tensor | None]:
     """The grid and Z that the hidden states carry.
 
     Raises:
         RuntimeError: They carry nothing: something made a new tensor on the way, or skipped the embeddings.
     """
-    state = getattr(x, _CARRIED, None)
+    state = carried_or_none(x)
     if state is None:
         raise RuntimeError(
             f"{what} was given hidden states that do not carry the patch grid and Z. They must come straight from the "

@@ -190,7 +190,7 @@ def adopt(model: Any, skipat: SkipatConfig) -> None:
     config = model.config  # keep the object: every attention module holds it
     config.__class__ = skipat_config_class(type(config))
     config.skipat = skipat.to_dict()
-    register_model_type(config.stock_class.model_type)
+    register_config(config.stock_class)
     config.auto_map = auto_map(type(model))
     model.__class__ = skipat_model_class(type(model))
     # transformers looks up by class what a model can record, and fills this in __init__
@@ -222,12 +222,12 @@ def register_with_auto_classes() -> None:
     }
     for model_type in CONFIG_MAPPING_NAMES:
         if model_type_to_module_name(model_type) in packages or model_type in NESTING:
-            register_model_type(model_type)
+            register_config(CONFIG_MAPPING[model_type])
 
 
-def register_model_type(model_type: str) -> None:
-    """Let the Auto classes find the cut form of one model type."""
-    config_class = skipat_config_class(CONFIG_MAPPING[model_type])
+def register_config(stock: type[PreTrainedConfig]) -> None:
+    """Let the Auto classes find the cut form of the models of one stock config class."""
+    config_class, model_type = skipat_config_class(stock), stock.model_type
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     for name, mapping in auto_mappings():
         found = names_in(mapping._model_mapping.get(model_type))

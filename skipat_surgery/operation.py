@@ -23,6 +23,7 @@ from .layers import (
 )
 from .phi import Phi
 from .timm_layers import move_checkpointing_into_blocks, set_out_grid, undo_timm_layers
+from .transformers_layers import AddingEncoder
 
 RECORD = "_skipat_record"
 
@@ -158,6 +159,9 @@ def _carry_grid(tower: nn.Module, family: Family) -> None:
         carrier = tower.get_submodule(path)
         if not isinstance(carrier, nn.Identity):  # which returns the very tensor it is given
             graft(carrier, Carrier)
+    encoder = _adding_encoder(tower, family)
+    if encoder is not None:
+        graft(encoder, AddingEncoder)
     if family.embeddings is None:
         set_out_grid(tower, family)
     else:
@@ -166,9 +170,15 @@ def _carry_grid(tower: nn.Module, family: Family) -> None:
         source.__dict__["skipat_family"] = family
 
 
+def _adding_encoder(tower: nn.Module, family: Family) -> nn.Module | None:
+    """The encoder that adds position embeddings between its blocks, where this tower has one."""
+    encoder = None if family.adds_between is None else tower.get_submodule(family.adds_between)
+    return encoder if getattr(encoder, "interpolation", None) is not None else None
+
+
 def _drop_grid(tower: nn.Module, family: Family) -> None:
     """Undo `_carry_grid`."""
-    for path in family.carriers:
+    for path in filter(None, (*family.carriers, family.adds_between)):
         ungraft(tower.get_submodule(path))
     if family.embeddings is None:
         undo_timm_layers(tower, family)

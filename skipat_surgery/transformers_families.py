@@ -69,15 +69,6 @@ _SHAPE_O: dict[str, Any] = {**_SHAPE_V, "blocks": "encoder.layer", "returns_tupl
 _CLIP: dict[str, Any] = {**_SHAPE_C, "final_norm": None, "carriers": ("pre_layrnorm",)}
 
 
-def _refuse_yolos(tower: Any) -> str | None:
-    if tower.config.use_mid_position_embeddings:
-        return (
-            "it adds position embeddings between its blocks, where Z cannot pass; use a YOLOS with "
-            "use_mid_position_embeddings=False"
-        )
-    return None
-
-
 def _refuse_dpt(tower: Any) -> str | None:
     if tower.config.is_hybrid:
         return "its tokens come from a convolutional backbone; use a DPT with is_hybrid=False"
@@ -130,7 +121,7 @@ FAMILIES: tuple[Family, ...] = (
         1,
         **_SHAPE_O,
         num_suffix_tokens=lambda tower: tower.config.num_detection_tokens,
-        refuse=_refuse_yolos,
+        adds_between="encoder",
     ),
     _transformers("DPT", "dpt", ("DPTModel",), "DPTViTLayer", 1, **_SHAPE_O, refuse=_refuse_dpt),
     _transformers("Pixio", "pixio", ("PixioModel",), "PixioLayer", lambda tower: tower.config.n_cls_tokens, **_SHAPE_V),

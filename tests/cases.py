@@ -6,29 +6,15 @@ lead: it stands for the family in the slow parts of the contract.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
-
+import small_models as make
 import timm
 import torch
 import transformers
 from torch import Tensor, nn
-
-DEPTH = 6
-SHAPE = {
-    "hidden_size": 32,
-    "num_hidden_layers": DEPTH,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "image_size": 32,
-    "patch_size": 8,
-}
-TEXT = {**SHAPE, "vocab_size": 50, "max_position_embeddings": 16, "projection_dim": 16, "eos_token_id": 2}
-TEXT = {name: value for name, value in TEXT.items() if name not in ("image_size", "patch_size")}
 
 
 @dataclass(frozen=True)
@@ -47,7 +33,6 @@ class Case:
         others: Further sizes that the host takes as it was built.
         flags: Keyword arguments that a forward at those sizes needs.
         inputs: Further inputs, from the batch size.
-        reentrant: Whether the stock model can be checkpointed reentrantly.
         seed: Of the weights.
     """
 
@@ -62,7 +47,6 @@ class Case:
     others: tuple[tuple[int, int], ...] = ()
     flags: dict[str, bool] = field(default_factory=dict)
     inputs: Callable[[int], dict[str, Tensor]] = lambda batch: {}
-    reentrant: bool = True
     seed: int = 0
 
     @property
@@ -106,113 +90,6 @@ def output_tensors(output: Any) -> list[Tensor]:
     return [tensor for item in output for tensor in output_tensors(item)] if isinstance(output, (tuple, list)) else []
 
 
-def _hf(model: str, config: str, **kwargs: Any) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        settings = getattr(transformers, config)(**{**SHAPE, "num_labels": 5, "encoder_stride": 8, **kwargs})
-        return getattr(transformers, model)(settings)
-
-    return build
-
-
-def _two_towers(model: str, config: str, vision: str, text: str) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        text_config = getattr(transformers, text)(**TEXT)
-        vision_config = getattr(transformers, vision)(**SHAPE, projection_dim=16)
-        settings = getattr(transformers, config)(
-            text_config=text_config.to_dict(), vision_config=vision_config.to_dict(), projection_dim=16
-        )
-        return getattr(transformers, model)(settings)
-
-    return build
-
-
-def _text(batch: int) -> dict[str, Tensor]:
-    return {"input_ids": torch.arange(3, 8).repeat(batch, 1)}
-
-
-def _backbone(name: str, **kwargs: Any) -> Any:
-    shape = {**SHAPE, "out_features": ["stage2", "stage3", "stage5", "stage6"], **kwargs}
-    return getattr(transformers, name)(**shape)
-
-
-def _depth_anything() -> nn.Module:
-    backbone = _backbone("Dinov2Config", reshape_hidden_states=False)
-    return transformers.DepthAnythingForDepthEstimation(
-        transformers.DepthAnythingConfig(
-            backbone_config=backbone,
-            patch_size=8,
-            reassemble_hidden_size=32,
-            neck_hidden_sizes=[8, 8, 8, 8],
-            fusion_hidden_size=8,
-            head_hidden_size=8,
-        )
-    )
-
-
-_DPT = {
-    "backbone_out_indices": [1, 2, 4, 5],
-    "neck_hidden_sizes": [8, 8, 8, 8],
-    "fusion_hidden_size": 8,
-    "head_hidden_size": 8,
-    "is_hybrid": False,
-}
-
-
-def _dpt_with_backbone() -> nn.Module:
-    backbone = _backbone("Dinov2Config", reshape_hidden_states=False)
-    return transformers.DPTForDepthEstimation(transformers.DPTConfig(**{**SHAPE, **_DPT, "backbone_config": backbone}))
-
-
-def _upernet() -> nn.Module:
-    backbone = _backbone("Dinov2Config", reshape_hidden_states=True)
-    return transformers.UperNetForSemanticSegmentation(
-        transformers.UperNetConfig(
-            backbone_config=backbone, hidden_size=16, pool_scales=[1, 2], use_auxiliary_head=False, num_labels=5
-        )
-    )
-
-
-def _vitpose() -> nn.Module:
-    backbone = transformers.VitPoseBackboneConfig(
-        **{**SHAPE, "image_size": [32, 16], "patch_size": [8, 8]}, mlp_ratio=2, out_features=["stage6"]
-    )
-    return transformers.VitPoseForPoseEstimation(
-        transformers.VitPoseConfig(backbone_config=backbone, num_labels=5, use_simple_decoder=True)
-    )
-
-
-def _llava() -> nn.Module:
-    text = transformers.LlamaConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=50
-    )
-    return transformers.LlavaForConditionalGeneration(
-        transformers.LlavaConfig(
-            text_config=text, vision_config=transformers.CLIPVisionConfig(**SHAPE), image_token_index=9
-        )
-    )
-
-
-def _image_tokens(batch: int) -> dict[str, Tensor]:
-    return {"input_ids": torch.tensor([1] + [9] * 16 + [4, 5]).repeat(batch, 1)}
-
-
-def _timm(name: str, **kwargs: Any) -> Callable[[], nn.Module]:
-    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": DEPTH, "num_heads": 4, "mlp_ratio": 1.5}
-    settings = {"num_classes": 5, **shape, **kwargs}
-    return lambda: timm.create_model(name, **{key: value for key, value in settings.items() if value is not None})
-
-
-def _timm_wrapper(model: str) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": DEPTH, "num_heads": 4}
-        config = transformers.TimmWrapperConfig(
-            architecture="vit_tiny_patch16_224", model_args=shape, num_labels=5, do_pooling=True
-        )
-        return getattr(transformers, model)(config)
-
-    return build
-
-
 def _of(family: str, msa: str, prefix: int, *variants: tuple[Any, ...], **common: Any) -> list[Case]:
     """Cases of one family: (name, build, path of the tower, anything that differs)."""
     cases = []
@@ -237,8 +114,8 @@ _FIXED: dict[str, Any] = {"others": (), "flags": {}}
 def _heads(prefix: str, tower: str, *heads: str, **kwargs: Any) -> list[tuple[Any, ...]]:
     """The bare model of a transformers family and its heads."""
     config = f"{prefix}Config"
-    bare = (f"{prefix}Model", _hf(f"{prefix}Model", config, **kwargs), "")
-    return [bare, *((f"{prefix}{head}", _hf(f"{prefix}{head}", config, **kwargs), tower) for head in heads)]
+    bare = (f"{prefix}Model", make.hf(f"{prefix}Model", config, **kwargs), "")
+    return [bare, *((f"{prefix}{head}", make.hf(f"{prefix}{head}", config, **kwargs), tower) for head in heads)]
 
 
 _BEIT = {"use_relative_position_bias": True, "use_mask_token": True, "layer_scale_init_value": 0.1}
@@ -251,8 +128,13 @@ CASES: list[Case] = [
         _V,
         1,
         *_heads("ViT", "vit", "ForImageClassification"),
-        ("ViTForMaskedImageModeling", _hf("ViTForMaskedImageModeling", "ViTConfig"), "vit", _FIXED),
-        ("ViT, wide", _hf("ViTForImageClassification", "ViTConfig", image_size=(16, 32)), "vit", {**_WIDE, **_FIXED}),
+        ("ViTForMaskedImageModeling", make.hf("ViTForMaskedImageModeling", "ViTConfig"), "vit", _FIXED),
+        (
+            "ViT, wide",
+            make.hf("ViTForImageClassification", "ViTConfig", image_size=(16, 32)),
+            "vit",
+            {**_WIDE, **_FIXED},
+        ),
         **_FLAG,
     ),
     *_of(
@@ -260,7 +142,7 @@ CASES: list[Case] = [
         _V,
         2,
         *_heads("DeiT", "deit", "ForImageClassification", "ForImageClassificationWithTeacher"),
-        ("DeiTForMaskedImageModeling", _hf("DeiTForMaskedImageModeling", "DeiTConfig"), "deit", _FIXED),
+        ("DeiTForMaskedImageModeling", make.hf("DeiTForMaskedImageModeling", "DeiTConfig"), "deit", _FIXED),
         **_FLAG,
     ),
     *_of("ViTMSN (transformers)", _V, 1, *_heads("ViTMSN", "vit", "ForImageClassification"), **_FLAG),
@@ -272,14 +154,13 @@ CASES: list[Case] = [
         *_heads("Beit", "beit", "ForImageClassification", "ForMaskedImageModeling", vocab_size=20, **_BEIT),
         (
             "BEiT, shared bias",
-            _hf("BeitModel", "BeitConfig", use_shared_relative_position_bias=True, vocab_size=20),
+            make.hf("BeitModel", "BeitConfig", use_shared_relative_position_bias=True, vocab_size=20),
             "",
-            {"reentrant": False},
         ),
-        ("BeitBackbone", _hf("BeitBackbone", "BeitConfig", out_features=["stage2", "stage6"], **_BEIT), "beit"),
+        ("BeitBackbone", make.hf("BeitBackbone", "BeitConfig", out_features=["stage2", "stage6"], **_BEIT), "beit"),
         (
             "BeitForSemanticSegmentation",
-            _hf("BeitForSemanticSegmentation", "BeitConfig", **_BEIT_HEAD),
+            make.hf("BeitForSemanticSegmentation", "BeitConfig", **_BEIT_HEAD),
             "beit",
             {"others": ()},
         ),
@@ -290,11 +171,11 @@ CASES: list[Case] = [
         _D,
         1,
         *_heads("Dinov2", "dinov2", "ForImageClassification"),
-        ("Dinov2, gated MLP", _hf("Dinov2Model", "Dinov2Config", use_swiglu_ffn=True), ""),
-        ("Dinov2Backbone", lambda: transformers.Dinov2Backbone(_backbone("Dinov2Config")), ""),
-        ("DepthAnything", _depth_anything, "backbone"),
-        ("DPT with DINOv2", _dpt_with_backbone, "backbone"),
-        ("UperNet", _upernet, "backbone"),
+        ("Dinov2, gated MLP", make.hf("Dinov2Model", "Dinov2Config", use_swiglu_ffn=True), ""),
+        ("Dinov2Backbone", lambda: transformers.Dinov2Backbone(make.backbone("Dinov2Config")), ""),
+        ("DepthAnything", make.depth_anything, "backbone"),
+        ("DPT with DINOv2", make.dpt_with_backbone, "backbone"),
+        ("UperNet", make.upernet, "backbone"),
         **_SIZES,
     ),
     *_of(
@@ -304,7 +185,7 @@ CASES: list[Case] = [
         *_heads("Dinov2WithRegisters", "dinov2_with_registers", "ForImageClassification"),
         (
             "Dinov2WithRegistersBackbone",
-            lambda: transformers.Dinov2WithRegistersBackbone(_backbone("Dinov2WithRegistersConfig")),
+            lambda: transformers.Dinov2WithRegistersBackbone(make.backbone("Dinov2WithRegistersConfig")),
             "",
         ),
         **_SIZES,
@@ -316,7 +197,7 @@ CASES: list[Case] = [
         *_heads("DINOv3ViT", "dinov3_vit", num_register_tokens=4, use_gated_mlp=True),
         (
             "DINOv3ViTBackbone",
-            lambda: transformers.DINOv3ViTBackbone(_backbone("DINOv3ViTConfig", num_register_tokens=4)),
+            lambda: transformers.DINOv3ViTBackbone(make.backbone("DINOv3ViTConfig", num_register_tokens=4)),
             "",
         ),
         **_SIZES,
@@ -325,33 +206,33 @@ CASES: list[Case] = [
         "CLIP vision (transformers)",
         _C,
         1,
-        ("CLIPVisionModel", _hf("CLIPVisionModel", "CLIPVisionConfig"), ""),
-        ("CLIPVisionModelWithProjection", _hf("CLIPVisionModelWithProjection", "CLIPVisionConfig"), "vision_model"),
+        ("CLIPVisionModel", make.hf("CLIPVisionModel", "CLIPVisionConfig"), ""),
+        ("CLIPVisionModelWithProjection", make.hf("CLIPVisionModelWithProjection", "CLIPVisionConfig"), "vision_model"),
         (
             "CLIPForImageClassification",
-            _two_towers("CLIPForImageClassification", "CLIPConfig", "CLIPVisionConfig", "CLIPTextConfig"),
+            make.two_towers("CLIPForImageClassification", "CLIPConfig", "CLIPVisionConfig", "CLIPTextConfig"),
             "vision_model",
             _FIXED,
         ),
         (
             "CLIPModel",
-            _two_towers("CLIPModel", "CLIPConfig", "CLIPVisionConfig", "CLIPTextConfig"),
+            make.two_towers("CLIPModel", "CLIPConfig", "CLIPVisionConfig", "CLIPTextConfig"),
             "vision_model",
-            {"inputs": _text},
+            {"inputs": make.text},
         ),
-        ("Llava", _llava, "model.vision_tower", {"inputs": _image_tokens, **_FIXED}),
+        ("Llava", make.llava, "model.vision_tower", {"inputs": make.image_tokens, **_FIXED}),
         **_FLAG,
     ),
     *_of(
         "MetaCLIP 2 vision (transformers)",
         _C,
         1,
-        ("MetaClip2VisionModel", _hf("MetaClip2VisionModel", "MetaClip2VisionConfig"), ""),
+        ("MetaClip2VisionModel", make.hf("MetaClip2VisionModel", "MetaClip2VisionConfig"), ""),
         (
             "MetaClip2Model",
-            _two_towers("MetaClip2Model", "MetaClip2Config", "MetaClip2VisionConfig", "MetaClip2TextConfig"),
+            make.two_towers("MetaClip2Model", "MetaClip2Config", "MetaClip2VisionConfig", "MetaClip2TextConfig"),
             "vision_model",
-            {"inputs": _text},
+            {"inputs": make.text},
         ),
         **_FLAG,
     ),
@@ -359,17 +240,17 @@ CASES: list[Case] = [
         "SigLIP vision (transformers)",
         _C,
         0,
-        ("SiglipVisionModel", _hf("SiglipVisionModel", "SiglipVisionConfig"), ""),
+        ("SiglipVisionModel", make.hf("SiglipVisionModel", "SiglipVisionConfig"), ""),
         (
             "SiglipForImageClassification",
-            _two_towers("SiglipForImageClassification", "SiglipConfig", "SiglipVisionConfig", "SiglipTextConfig"),
+            make.two_towers("SiglipForImageClassification", "SiglipConfig", "SiglipVisionConfig", "SiglipTextConfig"),
             "vision_model",
         ),
         (
             "SiglipModel",
-            _two_towers("SiglipModel", "SiglipConfig", "SiglipVisionConfig", "SiglipTextConfig"),
+            make.two_towers("SiglipModel", "SiglipConfig", "SiglipVisionConfig", "SiglipTextConfig"),
             "vision_model",
-            {"inputs": _text},
+            {"inputs": make.text},
         ),
         **_FLAG,
     ),
@@ -377,12 +258,12 @@ CASES: list[Case] = [
         "AIMv2 vision (transformers)",
         "encoder.layers.{}.attention",
         0,
-        ("Aimv2VisionModel", _hf("Aimv2VisionModel", "Aimv2VisionConfig", is_native=True), "", _SIZES),
+        ("Aimv2VisionModel", make.hf("Aimv2VisionModel", "Aimv2VisionConfig", is_native=True), "", _SIZES),
         (
             "Aimv2Model",
-            _two_towers("Aimv2Model", "Aimv2Config", "Aimv2VisionConfig", "Aimv2TextConfig"),
+            make.two_towers("Aimv2Model", "Aimv2Config", "Aimv2VisionConfig", "Aimv2TextConfig"),
             "vision_model",
-            {"inputs": _text},
+            {"inputs": make.text},
         ),
     ),
     *_of(
@@ -395,7 +276,17 @@ CASES: list[Case] = [
             "ForObjectDetection",
             image_size=[32, 32],
             num_detection_tokens=3,
-            use_mid_position_embeddings=False,
+        ),
+        (
+            "Yolos, no positions between blocks",
+            make.hf(
+                "YolosModel",
+                "YolosConfig",
+                image_size=[32, 32],
+                num_detection_tokens=3,
+                use_mid_position_embeddings=False,
+            ),
+            "",
         ),
         suffix=3,
         **_SIZES,
@@ -404,17 +295,17 @@ CASES: list[Case] = [
         "DPT (transformers)",
         _O,
         1,
-        *_heads("DPT", "dpt", "ForDepthEstimation", "ForSemanticSegmentation", **_DPT, use_auxiliary_head=False),
+        *_heads("DPT", "dpt", "ForDepthEstimation", "ForSemanticSegmentation", **make.DPT, use_auxiliary_head=False),
         seed=3,  # the depths of some others are all below zero, where the last ReLU is
     ),
     *_of(
         "Pixio (transformers)",
         _V,
         4,
-        ("PixioModel", _hf("PixioModel", "PixioConfig", n_cls_tokens=4, mlp_ratio=2), ""),
+        ("PixioModel", make.hf("PixioModel", "PixioConfig", n_cls_tokens=4, mlp_ratio=2), ""),
         (
             "PixioBackbone",
-            lambda: transformers.PixioBackbone(_backbone("PixioConfig", n_cls_tokens=4, mlp_ratio=2)),
+            lambda: transformers.PixioBackbone(make.backbone("PixioConfig", n_cls_tokens=4, mlp_ratio=2)),
             "pixio",
         ),
         **_SIZES,
@@ -425,7 +316,7 @@ CASES: list[Case] = [
         0,
         (
             "VitPoseBackbone",
-            _hf(
+            make.hf(
                 "VitPoseBackbone",
                 "VitPoseBackboneConfig",
                 image_size=[32, 16],
@@ -435,42 +326,46 @@ CASES: list[Case] = [
             ),
             "",
         ),
-        ("VitPoseForPoseEstimation", _vitpose, "backbone"),
+        ("VitPoseForPoseEstimation", make.vitpose, "backbone"),
         size=(32, 16),
     ),
     *_of(
         "VisionTransformer (timm)",
         "blocks.{}.attn",
         1,
-        ("timm vit", _timm("vit_tiny_patch16_224"), ""),
-        ("timm vit, dynamic size", _timm("vit_tiny_patch16_224", dynamic_img_size=True), "", _SIZES),
-        ("timm vit, wide", _timm("vit_tiny_patch16_224", img_size=(16, 32)), "", _WIDE),
+        ("timm vit", make.timm_model("vit_tiny_patch16_224"), ""),
+        ("timm vit, dynamic size", make.timm_model("vit_tiny_patch16_224", dynamic_img_size=True), "", _SIZES),
+        ("timm vit, wide", make.timm_model("vit_tiny_patch16_224", img_size=(16, 32)), "", _WIDE),
         (
             "timm vit, registers",
-            _timm("vit_small_patch14_reg4_dinov2", init_values=0.1, dynamic_img_size=True),
+            make.timm_model("vit_small_patch14_reg4_dinov2", init_values=0.1, dynamic_img_size=True),
             "",
             {"prefix": 5, **_SIZES},
         ),
-        ("timm vit, pre-norm", _timm("vit_base_patch32_clip_224"), ""),
+        ("timm vit, pre-norm", make.timm_model("vit_base_patch32_clip_224"), ""),
         (
             "timm vit, average pool",
-            _timm("vit_tiny_patch16_224", global_pool="avg", class_token=False),
+            make.timm_model("vit_tiny_patch16_224", global_pool="avg", class_token=False),
             "",
             {"prefix": 0},
         ),
-        ("timm vit, QK norm", _timm("vit_tiny_patch16_224", qk_norm=True), ""),
-        ("timm vit, differential attention", _timm("vit_tiny_patch16_224", attn_layer="diff"), ""),
+        ("timm vit, QK norm", make.timm_model("vit_tiny_patch16_224", qk_norm=True), ""),
+        ("timm vit, differential attention", make.timm_model("vit_tiny_patch16_224", attn_layer="diff"), ""),
         (
             "timm vit, hybrid",
-            _timm("vit_tiny_r_s16_p8_224", img_size=64, patch_size=4, dynamic_img_size=True),
+            make.timm_model("vit_tiny_r_s16_p8_224", img_size=64, patch_size=4, dynamic_img_size=True),
             "",
             {"size": (64, 64), "patch": 16, "others": ((32, 128),)},
         ),
-        ("timm vit, features only", _timm("vit_tiny_patch16_224", features_only=True, num_classes=None), "model"),
-        ("TimmWrapperModel", _timm_wrapper("TimmWrapperModel"), "timm_model"),
+        (
+            "timm vit, features only",
+            make.timm_model("vit_tiny_patch16_224", features_only=True, num_classes=None),
+            "model",
+        ),
+        ("TimmWrapperModel", make.timm_wrapper("TimmWrapperModel"), "timm_model"),
         (
             "TimmWrapperForImageClassification",
-            _timm_wrapper("TimmWrapperForImageClassification"),
+            make.timm_wrapper("TimmWrapperForImageClassification"),
             "timm_model",
         ),
     ),
@@ -480,7 +375,9 @@ CASES: list[Case] = [
         1,
         (
             "timm vit, res-post",
-            _timm("vit_tiny_patch16_224", block_fn=timm.models.vision_transformer.ResPostBlock, dynamic_img_size=True),
+            make.timm_model(
+                "vit_tiny_patch16_224", block_fn=timm.models.vision_transformer.ResPostBlock, dynamic_img_size=True
+            ),
             "",
         ),
         **_SIZES,
@@ -489,52 +386,54 @@ CASES: list[Case] = [
         "VisionTransformerDistilled (timm)",
         "blocks.{}.attn",
         2,
-        ("timm deit, distilled", _timm("deit_tiny_distilled_patch16_224"), ""),
+        ("timm deit, distilled", make.timm_model("deit_tiny_distilled_patch16_224"), ""),
     ),
     *_of(
         "BEiT (timm)",
         "blocks.{}.attn",
         1,
-        ("timm beit", _timm("beitv2_base_patch16_224"), ""),
+        ("timm beit", make.timm_model("beitv2_base_patch16_224"), ""),
         (
             "timm beit, shared bias",
-            _timm("beit_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True, img_size=(16, 32)),
+            make.timm_model(
+                "beit_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True, img_size=(16, 32)
+            ),
             "",
             _WIDE,
         ),
-        reentrant=False,  # its loop passes the bias by keyword, which torch's reentrant checkpoint refuses
     ),
     *_of(
         "EVA, EVA02, DINOv3, rope (timm)",
         "blocks.{}.attn",
         1,
-        ("timm eva02", _timm("eva02_tiny_patch14_224", patch_size=8, dynamic_img_size=True), ""),
-        ("timm dinov3", _timm("vit_small_patch16_dinov3", img_size=32), "", {"prefix": 5}),
+        ("timm eva02", make.timm_model("eva02_tiny_patch14_224", patch_size=8, dynamic_img_size=True), ""),
+        ("timm dinov3", make.timm_model("vit_small_patch16_dinov3", img_size=32), "", {"prefix": 5}),
         (
             "timm rope, mixed",
-            _timm("vit_small_patch16_rope_mixed_224", dynamic_img_size=True),
+            make.timm_model("vit_small_patch16_rope_mixed_224", dynamic_img_size=True),
             "",
         ),
-        ("timm eva", _timm("eva_giant_patch14_224"), "", _FIXED),
-        reentrant=False,  # its loop passes the rope by keyword
+        ("timm eva", make.timm_model("eva_giant_patch14_224"), "", _FIXED),
         **_SIZES,
     ),
     *_of(
         "EVA, post-norm (timm)",
         "blocks.{}.attn",
         1,
-        ("timm eva, post-norm", _timm("eva02_tiny_patch14_224", use_post_norm=True, dynamic_img_size=True), ""),
-        reentrant=False,
+        (
+            "timm eva, post-norm",
+            make.timm_model("eva02_tiny_patch14_224", use_post_norm=True, dynamic_img_size=True),
+            "",
+        ),
         **_SIZES,
     ),
     *_of(
         "relative position (timm)",
         "blocks.{}.attn",
         0,
-        ("timm relpos", _timm("vit_relpos_small_patch16_224"), ""),
-        ("timm relpos, class token", _timm("vit_relpos_base_patch16_cls_224"), "", {"prefix": 1}),
-        ("timm relpos, shared", _timm("vit_srelpos_small_patch16_224", img_size=(16, 32)), "", _WIDE),
-        reentrant=False,
+        ("timm relpos", make.timm_model("vit_relpos_small_patch16_224"), ""),
+        ("timm relpos, class token", make.timm_model("vit_relpos_base_patch16_cls_224"), "", {"prefix": 1}),
+        ("timm relpos, shared", make.timm_model("vit_srelpos_small_patch16_224", img_size=(16, 32)), "", _WIDE),
     ),
     *_of(
         "relative position, res-post (timm)",
@@ -542,10 +441,11 @@ CASES: list[Case] = [
         0,
         (
             "timm relpos, res-post",
-            _timm("vit_relpos_small_patch16_224", block_fn=timm.models.vision_transformer_relpos.ResPostRelPosBlock),
+            make.timm_model(
+                "vit_relpos_small_patch16_224", block_fn=timm.models.vision_transformer_relpos.ResPostRelPosBlock
+            ),
             "",
         ),
-        reentrant=False,
     ),
 ]
 

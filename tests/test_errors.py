@@ -11,8 +11,9 @@ import pytest
 import timm
 import torch
 import transformers
-from cases import SHAPE, TEXT, case_named
+from cases import case_named
 from models import assert_same, cut_of, equations
+from small_models import SHAPE, TEXT
 from torch import nn
 
 import skipat_surgery
@@ -142,10 +143,6 @@ REFUSED = {
         "change the token grid",
     ),
     "SAM": (small("SamVisionModel", "SamVisionConfig", output_channels=8), "attend within windows"),
-    "YOLOS, mid positions": (
-        small("YolosModel", "YolosConfig", image_size=[32, 32], num_detection_tokens=2),
-        "adds position embeddings between its blocks.*use_mid_position_embeddings=False",
-    ),
     "DPT, hybrid": (
         small("DPTModel", "DPTConfig", is_hybrid=True, backbone_featmap_shape=[1, 1024, 2, 2], image_size=32),
         "convolutional backbone.*is_hybrid=False",

@@ -11,10 +11,11 @@ import pytest
 import timm
 import torch
 import transformers
-from cases import SHAPE, case_named
+from cases import case_named
 from models import cut_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from small_models import SHAPE
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, ViTForImageClassification, ViTModel
 
 import skipat_surgery

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import reference
 import torch
-from cases import DEPTH, Case
+from cases import Case
+from small_models import DEPTH
 from torch import Tensor, nn
 
 import skipat_surgery

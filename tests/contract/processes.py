@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from cases import DEPTH, LEADS, Case
+from cases import LEADS, Case
 from models import assert_same, cut_of, gradients
+from small_models import DEPTH
 from torch import Tensor, nn
 
 STEPS, RATE = 3, 0.01

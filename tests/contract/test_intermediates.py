@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, DEPTH, Case, output_tensors
+from cases import CASES, Case, output_tensors
 from models import SKIP, assert_same, cut_of, equations
+from small_models import DEPTH
 
 pytestmark = [
     pytest.mark.contract("intermediates"),
