@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from cases import CASES, Case
+from cases import CASES, LEADS, Case
 from conftest import Once
 from models import assert_same, cut_of
 from timm.models import save_for_hf
@@ -28,7 +28,7 @@ TRANSFORMERS = [case for case in CASES if not case.is_timm]
 
 
 @pytest.fixture(scope="module")
-def loaded_elsewhere(once: Once) -> dict[str, dict[str, str]]:
+def loaded_elsewhere(once: Once, request: pytest.FixtureRequest) -> dict[str, dict[str, str]]:
     """What became of each transformers checkpoint in two new processes: one with the library and one without.
 
     Both load everything in one go. Empty where the outputs were the same to the bit, twice; else the traceback.
@@ -36,6 +36,8 @@ def loaded_elsewhere(once: Once) -> dict[str, dict[str, str]]:
 
     def run(root: Path) -> None:
         for case in TRANSFORMERS:
+            if request.config.getoption("--leads") and case not in LEADS:
+                continue
             cut, images = cut_of(case.model()).float(), case.images().float()
             cut.save_pretrained(root / case.name)
             with torch.no_grad():
