@@ -13,33 +13,29 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import platform
 import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
 import huggingface_hub
 import torch
-import transformers
-import yaml
 from accelerate import Accelerator
 from rich.console import Console
 from torch.utils.data import DataLoader, Subset
-from transformers import HfArgumentParser
 
 import skipat_surgery
 from skipat_surgery import PhiConfig, checkpoints, digits, hosts, images, results
 from skipat_surgery.benchmark import gflops, throughput
 from skipat_surgery.checkpoints import Progress
+from skipat_surgery.cli import load_data, load_model, machine, parse, parse_skip, quiet_libraries, use_all_cores
 from skipat_surgery.distill import Evaluator, freeze_untouched
-from skipat_surgery.hosts import Host
 from skipat_surgery.hub import push
+from skipat_surgery.presets import PRESETS, teacher_steps
 from skipat_surgery.reload import difference_after_reload
 from skipat_surgery.report import count_parameters
 from skipat_surgery.solve import check_enough
@@ -62,48 +58,22 @@ class Arguments:
     eval_split: str | None = option(None, "Split to measure on; found when left out.")
     image_column: str | None = option(None, "Column of images; found when left out.")
     label_column: str | None = option(None, "Column of labels, for measuring only; 'none' reads none.")
+    preset: str = option("fast", "How much to spend: fast, standard or long. What is given besides goes before it.")
     skip: str = option("3-8", "Blocks to skip, counted from 0, such as 3-8 or 2,4-6.")
     expansion: float = option(PhiConfig.expansion, "Hidden width of Φ, as a multiple of the model's.")
     kernel_size: int = option(PhiConfig.kernel_size, "Side of Φ's depthwise convolution, odd.")
     channel_attention: bool = option(PhiConfig.channel_attention, "Whether Φ has ECA.")
     prefix: str = option(PhiConfig.prefix, "What Φ does with prefix tokens: mix or pass.")
-    solve_images: int = option(1536, "Images for the closed-form start of Φ; 0 leaves Φ reusing Z.")
+    solve_images: int = option(4096, "Images for the closed-form start of Φ; 0 leaves Φ reusing Z.")
+    align_steps: int = option(
+        0, "Batches for the layerwise training of Φ, between solving and distilling; 0 leaves it out."
+    )
     output_dir: str = option("outputs/digits", "Where everything is written.")
     resume: bool = option(False, "Go on from the newest whole checkpoint in output_dir.")
     mixed_precision: str | None = option(None, "no, bf16 or fp16; accelerate's own setting when left out.")
     report_to: list[str] = field(default_factory=list, metadata={"help": "Trackers: tensorboard, wandb, …"})
     push_to_hub: bool = option(False, "Upload best/ with its model card.")
     hub_model_id: str | None = option(None, "Repository to push to; output_dir's name when left out.")
-
-
-def parse(argv: list[str]) -> tuple[Arguments, TrainingConfig]:
-    """Read the command line, after a YAML file of defaults where the first argument is one."""
-    kinds: Any = [Arguments, TrainingConfig]
-    parser = HfArgumentParser(kinds, description=__doc__.split("\n")[0])
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        defaults = yaml.safe_load(Path(argv[0]).read_text()) or {}
-        known = {action.dest for action in parser._actions}
-        if unknown := sorted(set(defaults) - known):
-            raise ValueError(f"{argv[0]} holds unknown arguments {unknown}; see --help")
-        parser.set_defaults(**defaults)
-        argv = argv[1:]
-    return parser.parse_args_into_dataclasses(args=argv)  # type: ignore[return-value]
-
-
-def parse_skip(text: str) -> list[int]:
-    """``"2,4-6"`` as [2, 4, 5, 6].
-
-    Raises:
-        ValueError: The text is not of that form.
-    """
-    blocks: list[int] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            blocks += range(int(first), int(last or first) + 1)
-    except ValueError:
-        raise ValueError(f"--skip must be of the form 3-8 or 2,4-6, got {text!r}") from None
-    return blocks
 
 
 def settings(args: Arguments, config: TrainingConfig, processes: int) -> dict[str, Any]:
@@ -131,37 +101,6 @@ def check_output(args: Arguments, config: TrainingConfig, processes: int) -> Pat
     return output
 
 
-def load_model(args: Arguments, accelerator: Accelerator, output: Path) -> Host:
-    """The model to convert; the demonstration's teacher is trained by the main process, and kept for the others."""
-    if args.model != digits.NAME:
-        return hosts.load(args.model)
-    saved = output / "teacher"
-    if accelerator.is_main_process and not saved.exists():
-        host = digits.train_teacher()
-        host.save(host.model, output / "teacher.unfinished")
-        (output / "teacher.unfinished").rename(saved)
-    accelerator.wait_for_everyone()
-    return hosts.load(str(saved))
-
-
-def load_data(args: Arguments, num_classes: int | None) -> images.ImageData:
-    """The images, with labels that fit the model's classes.
-
-    Raises:
-        DataError: The data set cannot be used, or its classes are not the model's.
-    """
-    source = digits.load_digits() if args.dataset == digits.NAME else args.dataset
-    columns = args.train_split, args.eval_split, args.image_column, args.label_column
-    data = images.load_image_data(source, args.dataset_config, *columns)
-    if num_classes and data.num_classes and data.num_classes != num_classes:
-        raise images.DataError(
-            f"the model has {num_classes} classes and {args.dataset} has {data.num_classes}, so top-1 would mean "
-            "nothing; nothing was done. Pass --label_column none to distil without labels: agreement and KL are then "
-            "reported"
-        )
-    return data
-
-
 class Recipe:
     """One run of the recipe: everything is checked in `__init__`, before anything is written."""
 
@@ -177,10 +116,11 @@ class Recipe:
         use_all_cores(self.accelerator)
         skip = parse_skip(args.skip)
         self.phi = PhiConfig(args.expansion, args.kernel_size, args.channel_attention, args.prefix)
-        self.host = load_model(args, self.accelerator, self.output)
+        self.host = load_model(args.model, self.accelerator, self.output)
         self.original = self.host.model.to(self.accelerator.device)
         self.student = skipat_surgery.apply(copy.deepcopy(self.original), skip, self.phi)
-        self.data = load_data(args, self.host.num_classes)
+        columns = args.train_split, args.eval_split, args.image_column, args.label_column
+        self.data = load_data(args.dataset, self.host.num_classes, args.dataset_config, *columns)
         self.teacher = self.original
         if args.teacher:
             other = hosts.load(args.teacher)
@@ -226,34 +166,54 @@ class Recipe:
         )
         self.console.print(skipat_surgery.report(self.student).table())
         freeze_untouched(self.student)
+        self.console.print(
+            f"Preset {self.args.preset}: {self.config.max_steps} steps of {self.config.batch_size} images, the work of "
+            f"{teacher_steps(self.student, self.original, self.config.max_steps):.0f} training steps of the teacher"
+        )
         found = checkpoints.finished(folder) if self.args.resume else []
         if not found:
             self.start()
-        training = Training(self.student, self.teacher, self.accelerator, self.config, folder, self.progress)
+        share = self.teacher is self.original
+        training = Training(self.student, self.teacher, self.accelerator, self.config, folder, self.progress, share)
         if found:
             self.accelerator.load_state(str(found[-1]))
             self.console.print(f"Resuming from {found[-1]}, step {self.progress.step}")
-        training.fit(training.loader(self.train_items, self.collate), lambda step: self.measure(training, step))
+        if self.config.max_steps:
+            training.fit(training.loader(self.train_items, self.collate), lambda step: self.measure(training, step))
+        else:
+            self.write(self.student, "best")
+            self.write(self.student, "last")
         self.finish(training)
         self.accelerator.end_training()
 
     def start(self) -> None:
-        """Measure the model cut and not trained, solve Φ in closed form, and measure again."""
+        """Measure the model cut and not trained, then solve and align its Φ, and measure after each."""
         self.progress.rows["cut"] = self.measured(self.student, self.eval_loader)
         if self.args.solve_images:
-            plain = images.ImageItems(self.data.train, self.data.image_column, None, self.host.image_mode)
-            generator = torch.Generator().manual_seed(self.config.seed)
-            chosen = torch.randperm(len(plain), generator=generator)[: self.args.solve_images].tolist()
-            loader = DataLoader(
-                Subset(plain, chosen), self.config.batch_size, collate_fn=images.ValidOnly(self.collate)
+            chosen = self.unlabelled(self.args.solve_images)
+            self.stage("solved", lambda: skipat_surgery.solve(self.student, self.original, chosen))
+        if self.args.align_steps:
+            batches = self.unlabelled(self.args.align_steps * self.config.batch_size)
+            self.stage(
+                "aligned", lambda: skipat_surgery.align(self.student, self.original, batches, self.args.align_steps)
             )
-            began = time.perf_counter()
-            with self.accelerator.autocast():
-                skipat_surgery.solve(self.student, self.original, loader)
-            self.progress.seconds += time.perf_counter() - began
-            self.progress.rows["solved"] = self.measured(self.student, self.eval_loader)
-        start = self.progress.rows.get("solved", self.progress.rows["cut"])
+        start = list(self.progress.rows.values())[-1]
         self.progress.history.append({"step": 0, "seconds": round(self.progress.seconds, 2), **start})
+
+    def unlabelled(self, count: int) -> DataLoader:
+        """So many training images, without augmentation, in batches; all of them where there are fewer."""
+        plain = images.ImageItems(self.data.train, self.data.image_column, None, self.host.image_mode)
+        order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(self.config.seed))
+        collate = images.ValidOnly(self.collate)
+        return DataLoader(Subset(plain, order[:count].tolist()), self.config.batch_size, collate_fn=collate)
+
+    def stage(self, name: str, work: Callable[[], object]) -> None:
+        """Do one stage, add the time it took, and measure what it gave."""
+        began = time.perf_counter()
+        with self.accelerator.autocast():
+            work()
+        self.progress.seconds += time.perf_counter() - began
+        self.progress.rows[name] = self.measured(self.student, self.eval_loader)
 
     def measured(self, model: torch.nn.Module, loader: DataLoader) -> dict[str, float]:
         """A model's figures on evaluation images."""
@@ -303,7 +263,7 @@ class Recipe:
             f"Checkpoint: {self.output / 'last'} (best so far on the way: {self.output / 'best'})\n"
             f"Picture:    {self.output / 'curve.png'}\nFigures:    {self.output / 'results.json'}"
         )
-        in_training, in_evaluation = self.progress.corrupt, summary["rows"]["distilled"]["corrupt"]
+        in_training, in_evaluation = self.progress.corrupt, self.final()["corrupt"]
         if in_training or in_evaluation:
             self.console.print(
                 f"Left out as unreadable: {in_evaluation} evaluation images, training images {in_training} times"
@@ -312,17 +272,17 @@ class Recipe:
             url = push(lambda folder: shutil.copytree(self.output / "best", folder, dirs_exist_ok=True), self.repo)
             self.console.print(f"Pushed to {url}")
 
+    def final(self) -> dict[str, float]:
+        """The figures of the last stage."""
+        return list(self.progress.rows.values())[-1]
+
     def summarise(self, model: torch.nn.Module, batch: torch.Tensor) -> dict[str, Any]:
         """Everything that was measured, as ``results.json`` holds it."""
         speed = throughput({"teacher": self.original, "cut": model}, batch, self.accelerator.autocast)
-        distilled = self.progress.rows["distilled"]
-        teacher = (
-            {"agreement": 1.0, "images": distilled["images"]}
-            if "agreement" in distilled
-            else {"images": distilled["images"]}
-        )
-        if "teacher_top1" in distilled:
-            teacher["top1"] = distilled["teacher_top1"]
+        final = self.final()
+        teacher = {"agreement": 1.0, "images": final["images"]} if "agreement" in final else {"images": final["images"]}
+        if "teacher_top1" in final:
+            teacher["top1"] = final["teacher_top1"]
         rows = {"teacher": teacher, **self.progress.rows}
         for name, row in rows.items():
             measured, kind = (self.original, "teacher") if name == "teacher" else (model, "cut")
@@ -348,12 +308,6 @@ class Recipe:
         }
 
 
-def use_all_cores(accelerator: Accelerator) -> None:
-    """Share the CPU cores out among the processes: accelerate's launcher leaves each process a single thread."""
-    if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
-
-
 def plain_copy(model: torch.nn.Module) -> torch.nn.Module:
     """A copy without what accelerate added to ``forward``."""
     copied = copy.deepcopy(model)
@@ -362,20 +316,12 @@ def plain_copy(model: torch.nn.Module) -> torch.nn.Module:
     return copied.eval()
 
 
-def machine(device: torch.device) -> str:
-    """What this ran on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} × {platform.processor() or platform.machine()} CPU cores"
-
-
 def main() -> None:
     """Run, or say in one line why not."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    quiet_libraries()
     try:
-        recipe = Recipe(*parse(sys.argv[1:]))
+        args, config = parse((Arguments, TrainingConfig), sys.argv[1:], (__doc__ or "").split("\n")[0], PRESETS)
+        recipe = Recipe(args, config)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         print(f"distill.py: error: {error}", file=sys.stderr)
         sys.exit(2)

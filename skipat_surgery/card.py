@@ -79,7 +79,7 @@ def _phis(skipat: dict[str, Any]) -> dict[str, str]:
 
 
 def _data(base: str | None, results: dict[str, Any] | None, host: str, load_with: str) -> huggingface_hub.ModelCardData:
-    measured = (results or {}).get("rows", {}).get("distilled", {})
+    measured = next(reversed((results or {}).get("rows", {"none": {}}).values()))  # the last stage
     metrics = [
         huggingface_hub.EvalResult(
             task_type="image-classification",
@@ -107,7 +107,8 @@ def _distillation(results: dict[str, Any] | None) -> str:
     if results is None:
         return "Nothing is recorded: the model was cut, and perhaps trained, without skipat_surgery's recipe."
     return (
-        f"Against the untouched model on `{results['dataset']}`, for {results['steps']} steps in "
+        f"Against the untouched model on `{results['dataset']}`: {', '.join(list(results['rows'])[2:])} "
+        f"({results['steps']} steps), in "
         f"{results['seconds'] / 60:.1f} minutes; labels were used for measuring only.\n\n{markdown(results)}\n\n"
         f"Measured on {results['rows']['teacher']['images']} images, {results['machine']}, {results['precision']}. "
         "Speed is that of the whole model beside the untouched one (SDPA), in one interleaved run."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,35 +21,47 @@ class LossWeights:
         kl: KL divergence of the student's class distribution from the teacher's; nothing for a model without classes.
         prefix: 1 - cosine of the prefix tokens (CLS) after the last norm.
         patches: Squared error of the normalised patch tokens after the last norm.
+        blocks: Squared error over variance of the hidden states between the blocks, from the first skipped one on:
+            every block is told at once where it went astray, where the other terms reach it through all later ones.
         temperature: Of both distributions in the KL term.
     """
 
     kl: float = 1.0
     prefix: float = 0.5
     patches: float = 0.5
+    blocks: float = 0.0
     temperature: float = 1.0
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the loss compares: logits (B, classes) or None, and the tokens after the last norm (B, N, D). Float32."""
+    """What the loss compares, in float32.
+
+    Args:
+        logits: (B, classes), or None.
+        tokens: The tokens after the last norm (B, N, D).
+        states: The hidden states (B, N, D) after chosen blocks, by block.
+    """
 
     logits: Tensor | None
     tokens: Tensor
+    states: Mapping[int, Tensor] = field(default_factory=dict)
 
 
-def run(model: nn.Module, tower: Tower, images: Tensor) -> Outputs:
+def run(model: nn.Module, tower: Tower, images: Tensor, states: Iterable[int] = ()) -> Outputs:
     """Run a model, which may be wrapped, and keep what the loss compares.
 
     Args:
         model: The model to call.
         tower: The tower inside it.
         images: (B, C, H, W).
+        states: The blocks whose output to keep.
     """
-    with observe(tower, tokens=True) as seen:
+    with observe(tower, tokens=True, states=states) as seen:
         logits = logits_of(model(images))
     assert seen.tokens is not None
-    return Outputs(None if logits is None else logits.float(), seen.tokens.float())
+    between = {index: state.float() for index, state in seen.states.items()}
+    return Outputs(None if logits is None else logits.float(), seen.tokens.float(), between)
 
 
 def distances(
@@ -57,8 +69,8 @@ def distances(
 ) -> dict[str, Tensor]:
     """The terms of the loss for each image, (B,) by name.
 
-    ``patches`` and ``prefix`` where both models have the same tokens (another teacher may not), ``kl`` where both have
-    classes.
+    ``patches``, ``prefix`` and, for the states that both have, ``blocks`` where both models have the same tokens
+    (another teacher may not); ``kl`` where both have classes.
 
     Raises:
         ValueError: The two models have neither in common.
@@ -72,6 +84,10 @@ def distances(
         if count:
             cosine = F.cosine_similarity(student.tokens[:, :count], teacher.tokens[:, :count], dim=-1)
             terms["prefix"] = 1 - cosine.mean(dim=1)
+        common = student.states.keys() & teacher.states.keys()
+        if common:
+            errors = [relative_error(student.states[index], teacher.states[index], count) for index in sorted(common)]
+            terms["blocks"] = torch.stack(errors).mean(dim=0)
     if student.logits is not None and teacher.logits is not None:
         log_p = (teacher.logits / temperature).log_softmax(dim=-1)
         log_q = (student.logits / temperature).log_softmax(dim=-1)
@@ -79,6 +95,19 @@ def distances(
     if not terms:
         raise ValueError("the model and its teacher have neither classes nor the shape of their tokens in common")
     return terms
+
+
+def relative_error(found: Tensor, expected: Tensor, num_prefix_tokens: int) -> Tensor:
+    """Squared error over variance for each image (B,), patches and prefix tokens apart and then averaged."""
+    parts = []
+    for tokens in (slice(0, num_prefix_tokens), slice(num_prefix_tokens, None)):
+        mine, theirs = found[:, tokens], expected[:, tokens]
+        if theirs.shape[1]:
+            variance = (theirs - theirs.mean(dim=(0, 1))).square().mean()
+            parts.append(
+                (mine - theirs).square().mean(dim=(1, 2)) / variance.clamp(min=torch.finfo(variance.dtype).tiny)
+            )
+    return torch.stack(parts).mean(dim=0)
 
 
 def distillation_loss(terms: dict[str, Tensor], valid: Tensor, weights: LossWeights) -> Tensor:

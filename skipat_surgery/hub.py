@@ -66,5 +66,5 @@ def push(
 
 def _add_tags(folder: str, tags: list[str]) -> None:
     card = huggingface_hub.ModelCard.load(f"{folder}/README.md")
-    card.data.tags = [*(card.data.tags or []), *(tag for tag in tags if tag not in (card.data.tags or []))]
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *tags]))
     card.save(f"{folder}/README.md")

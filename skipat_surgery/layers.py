@@ -31,10 +31,20 @@ _BOX = "_skipat_box"
 
 
 class Box:
-    """Holds Z for the length of one block's forward."""
+    """Holds Z for the length of one block's forward.
+
+    It is emptied then: autograd saves the tensors that lead it, and with Z inside, Z's own graph would hold Z, a circle
+    that Python's garbage collector does not see, and a forward whose output is thrown away would never be freed.
+    """
 
     def __init__(self, z: Tensor | None = None) -> None:
         self.z = z
+
+    def empty(self) -> Tensor:
+        """Take Z out."""
+        z, self.z = self.z, None
+        assert z is not None
+        return z
 
 
 def carry(x: Tensor, grid: Grid, z: Tensor | None = None) -> Tensor:
@@ -139,8 +149,7 @@ class FeedingBlock(Grafted):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         box = Box()
         x = super().forward(with_box(x, box), *args, **kwargs)  # type: ignore[misc]
-        assert box.z is not None
-        return x, box.z
+        return x, box.empty()
 
 
 class BoxedNorm(Grafted):
@@ -178,9 +187,9 @@ class SkippedBlock(Grafted):
         return carry(x, grid, z if self.skipat_feeds_next else None)
 
     def forward(self, x: Tensor, z: Tensor, grid: Grid, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        z = self.phi(z, grid)
-        x = super().forward(with_box(x, Box(z)), *args, **kwargs)  # type: ignore[misc]
-        return x, z
+        box = Box(self.phi(z, grid))
+        x = super().forward(with_box(x, box), *args, **kwargs)  # type: ignore[misc]
+        return x, box.empty()
 
 
 class SkippedAttention(nn.Module):

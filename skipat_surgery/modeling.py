@@ -220,8 +220,9 @@ def register_with_auto_classes() -> None:
     packages = {
         tower.split(".")[2] for family in FAMILIES for tower in family.towers if tower.startswith("transformers")
     }
+    wanted = {*NESTING, *(f"{package}_vision_model" for package in packages)}
     for model_type in CONFIG_MAPPING_NAMES:
-        if model_type_to_module_name(model_type) in packages or model_type in NESTING:
+        if model_type_to_module_name(model_type) in packages or model_type in wanted:
             register_config(CONFIG_MAPPING[model_type])
 
 

@@ -15,8 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture import Tower, evaluating, z_of
+from .capture import Tower, check_pair, evaluating, pixels_of, z_of
 from .phi import Phi
+
+# Added to the diagonal of a covariance, as a fraction of its mean.
+RIDGE = 1e-3
+# A pivot this far below the largest is rounding.
+SINGULAR = 1e-7
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,20 @@ class Fit:
         return self.cov_x + ridge * self.cov_x.trace() / size * eye
 
     def ridge_regression(self, ridge: float) -> Tensor:
-        """The weight (D_y, D_x) of the ridge regression."""
-        return torch.linalg.solve(self.damped(ridge), self.cov_xy).T
+        """The weight (D_y, D_x) of the ridge regression.
+
+        Raises:
+            ValueError: The inputs do not span their space, so that many weights fit equally well.
+        """
+        factor, info = torch.linalg.cholesky_ex(self.damped(ridge))
+        pivots = factor.diagonal()
+        if int(info) or not bool(pivots.min() > SINGULAR * pivots.max()):
+            size = self.cov_x.shape[0]
+            raise ValueError(
+                f"the images leave the fit of {size} unknowns singular (Z alike, constant or not finite): give at "
+                f"least {size + 1} that differ, or a larger ridge than {ridge:g}"
+            )
+        return torch.cholesky_solve(self.cov_xy, factor).T
 
     def bias(self, weight: Tensor) -> Tensor:
         """The bias (D_y,) that goes with a weight."""
@@ -93,7 +110,7 @@ class Fit:
         return float(residual / self.var_y)
 
 
-def solve(model: nn.Module, teacher: nn.Module, batches: Iterable[Any], ridge: float = 1e-4) -> SolveResult:
+def solve(model: nn.Module, teacher: nn.Module, batches: Iterable[Any], ridge: float = RIDGE) -> SolveResult:
     """Fit every Φ of a cut model to its teacher's Z, in place and in closed form (SCIENCE: ridge regression, in order).
 
     Args:
@@ -107,28 +124,25 @@ def solve(model: nn.Module, teacher: nn.Module, batches: Iterable[Any], ridge: f
         The relative error by block.
 
     Raises:
-        ValueError: The model is not cut, the teacher is, or there are too few images; with the count needed.
+        ValueError: The model is not cut, the teacher is, or there are too few images or too much alike; with the count
+            needed.
 
     Example:
         >>> skipat_surgery.solve(student, teacher, [images])  # doctest: +SKIP
         SolveResult(images=512, patches={3: 0.41, …}, prefix={3: 0.12, …})
     """
-    student, original = Tower.of(model), Tower.of(teacher)
-    if not student.skip:
-        raise ValueError("the model is not cut: call skipat_surgery.apply(model, skip=…) first")
-    if original.skip:
-        raise ValueError("the teacher is cut; it must be the untouched model")
+    student, original = check_pair(model, teacher)
     images, patches, prefix = 0, {}, {}
     with evaluating(model, teacher):
         for run in student.config.runs:
-            images, moments = _collect(student, original, run, batches)
+            images, moments = collect(student, original, run, batches)
             if images == 0:
                 raise ValueError(
                     "batches gave no images; with several runs of skipped blocks they are gone through once a run, so "
                     "pass a list or a DataLoader, not a generator"
                 )
             check_enough(images, model)
-            errors = _solve_run(student, run, *moments, ridge)
+            errors = solve_run(student, run, *moments, ridge)
             torch.clear_autocast_cache()  # inside autocast, the weights just written would stay hidden behind old casts
             patches.update(errors[0])
             prefix.update(errors[1])
@@ -137,21 +151,33 @@ def solve(model: nn.Module, teacher: nn.Module, batches: Iterable[Any], ridge: f
 
 def phi_of(tower: Tower, index: int) -> Phi:
     """The Φ of a skipped block."""
-    return tower.family.block_list(tower.module)[index].phi  # type: ignore[return-value]
+    return tower.blocks[index].phi  # type: ignore[return-value]
 
 
-def _collect(
+def collect(
     student: Tower, original: Tower, run: tuple[int, ...], batches: Iterable[Any]
 ) -> tuple[int, tuple[Moments, Moments]]:
-    """The moments, of patches and of prefix tokens, between the student's Z before a run and the teacher's Z in it."""
+    """What the fits of a run need, in one pass over the images.
+
+    Args:
+        student: Gives the Z before the run. It may be the original, where nothing before the run was cut.
+        original: Gives the Z of each block of the run.
+        run: Consecutive blocks.
+        batches: As `solve` takes them.
+
+    Returns:
+        The number of images, and the moments of patches and of prefix tokens.
+    """
     images, patch_moments, prefix_moments = 0, Moments(), Moments()
     count = student.num_prefix_tokens
     source = run[0] - 1
     device = next(student.module.parameters()).device
     for batch in batches:
-        pixels = (batch["pixel_values"] if not isinstance(batch, Tensor) else batch).to(device)
-        z = z_of(student, [source], pixels)[source]
-        targets = z_of(original, run, pixels)
+        pixels = pixels_of(batch).to(device)
+        targets = z_of(original, [source, *run], pixels)
+        z = targets.pop(source)
+        if student is not original:
+            z = z_of(student, [source], pixels)[source]
         images += z.shape[0]
         patch_moments.add(
             z[:, count:].flatten(0, 1), {block: y[:, count:].flatten(0, 1) for block, y in targets.items()}
@@ -193,10 +219,10 @@ def check_enough(images: int, model: nn.Module) -> None:
         )
 
 
-def _solve_run(
-    tower: Tower, run: tuple[int, ...], patch_moments: Moments, prefix_moments: Moments, ridge: float
+def solve_run(
+    tower: Tower, run: tuple[int, ...], patch_moments: Moments, prefix_moments: Moments, ridge: float = RIDGE
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """Solve the Φs of one run in order and return the errors of patches and prefix tokens.
+    """Solve the Φs of one run in order, from what `collect` gave, and return the errors of patches and prefix tokens.
 
     The chain so far is kept as an affine map from the run's source: (P, p) for patches, and (G, g) for a prefix token
     and the patch mean together.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from transformers import get_cosine_schedule_with_warmup
 from . import checkpoints
 from .capture import Tower
 from .checkpoints import Progress
-from .distill import LossWeights, distances, distillation_loss, mixup, optimizers, run
+from .distill import LossWeights, Outputs, distances, distillation_loss, mixup, optimizers, run
 from .images import Stream
+from .sharing import front, keep_input, started_at
 
 
 def option(default: Any, text: str) -> Any:
@@ -33,22 +35,23 @@ def option(default: Any, text: str) -> Any:
 class TrainingConfig:
     """How to train. Every random draw is a function of the seed and the step, so that a resumed run is the same run."""
 
-    max_steps: int = option(200, "Optimiser steps.")
-    batch_size: int = option(128, "Images a step on each process, before gradient accumulation.")
+    max_steps: int = option(120, "Optimiser steps; 0 leaves the distillation out.")
+    batch_size: int = option(64, "Images a step on each process, before gradient accumulation.")
     gradient_accumulation_steps: int = option(1, "Batches summed into one optimiser step.")
-    learning_rate: float = option(1e-4, "Peak rate of AdamW, which trains what Muon does not.")
-    muon_learning_rate: float = option(4e-4, "Peak rate of Muon on the blocks' weight matrices; 0 leaves all to AdamW.")
+    learning_rate: float = option(1e-3, "Peak rate of AdamW, which trains what Muon does not.")
+    muon_learning_rate: float = option(7e-4, "Peak rate of Muon on the blocks' weight matrices; 0 leaves all to AdamW.")
     weight_decay: float = option(0.01, "Decoupled weight decay of all matrices.")
-    warmup_steps: int = option(20, "Steps to warm up; a cosine to zero follows.")
+    warmup_steps: int = option(15, "Steps to warm up; a cosine to zero follows.")
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
     ema_decay: float = option(
         0.0, "Decay of the moving average that is measured and saved; 0 uses the weights themselves."
     )
     mixup: float = option(0.0, "Mixup's alpha; student and teacher see the same mixture. 0 mixes nothing.")
-    min_crop_scale: float = option(0.8, "Training crops hold at least this share of the image.")
+    min_crop_scale: float = option(1.0, "Training crops hold at least this share of the image.")
     kl_weight: float = option(1.0, "Weight of the KL divergence between the class distributions.")
     prefix_weight: float = option(0.5, "Weight of 1 - cosine between the final CLS tokens.")
     patch_weight: float = option(0.5, "Weight of the squared error between the final normalised patch tokens.")
+    block_weight: float = option(15.0, "Weight of the squared error over variance between the blocks.")
     temperature: float = option(1.0, "Temperature of the KL term.")
     eval_steps: int = option(100, "Measure every so many steps; the end is always measured.")
     eval_images: int = option(2000, "Images of a measurement on the way; the last one uses all.")
@@ -58,8 +61,9 @@ class TrainingConfig:
     seed: int = option(0, "Seed; two runs with one seed are equal.")
 
     def __post_init__(self) -> None:
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps must not be negative, got {self.max_steps}; 0 leaves the distillation out")
         for name in (
-            "max_steps",
             "batch_size",
             "gradient_accumulation_steps",
             "eval_steps",
@@ -71,7 +75,7 @@ class TrainingConfig:
         for name in ("learning_rate", "max_grad_norm", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("muon_learning_rate", "weight_decay", "mixup", "warmup_steps"):
+        for name in ("muon_learning_rate", "weight_decay", "mixup", "warmup_steps", "block_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1 or not 0 < self.min_crop_scale <= 1:
@@ -80,7 +84,7 @@ class TrainingConfig:
     @property
     def loss_weights(self) -> LossWeights:
         """The weights of the loss terms."""
-        return LossWeights(self.kl_weight, self.prefix_weight, self.patch_weight, self.temperature)
+        return LossWeights(self.kl_weight, self.prefix_weight, self.patch_weight, self.block_weight, self.temperature)
 
 
 class Training:
@@ -93,6 +97,8 @@ class Training:
         config: How to train.
         folder: Where checkpoints are written.
         progress: How far the run has come.
+        share: Whether the teacher is the very model that was cut: what lies before the first skipped block is then run
+            once for both.
     """
 
     def __init__(
@@ -103,7 +109,9 @@ class Training:
         config: TrainingConfig,
         folder: Path,
         progress: Progress,
+        share: bool = False,
     ) -> None:
+        self.share = share
         self.plain, self.teacher, self.accelerator, self.config = student, teacher, accelerator, config
         self.folder, self.progress = folder, progress
         self.unread = 0
@@ -144,7 +152,7 @@ class Training:
             measure: Called with the step on the schedule of evaluation, on every process.
         """
         config, progress = self.config, self.progress
-        self.student.train()
+        self._train_mode()
         bar = tqdm(
             total=config.max_steps,
             initial=progress.step,
@@ -168,7 +176,7 @@ class Training:
                 losses = []
             if progress.step % config.eval_steps == 0 or progress.step == config.max_steps:
                 measure(progress.step)
-                self.student.train()
+                self._train_mode()
             if progress.step % config.checkpoint_steps == 0 or progress.step == config.max_steps:
                 self._count_unread()
             if progress.step % config.checkpoint_steps == 0 and progress.step < config.max_steps:
@@ -185,9 +193,7 @@ class Training:
         images = mixup(batch["pixel_values"], config.mixup, generator)
         with accelerator.accumulate(self.student):
             with accelerator.autocast():
-                with torch.no_grad():
-                    expected = run(self.teacher, self.teacher_tower, images)
-                found = run(self.student, self.tower, images)
+                found, expected = self._run_both(images)
             terms = distances(found, expected, self.tower.num_prefix_tokens, config.temperature)
             loss = distillation_loss(terms, batch["valid"], config.loss_weights)
             accelerator.backward(loss)
@@ -203,6 +209,23 @@ class Training:
                     self.ema.update_parameters(self.plain)
         self.unread += int((~batch["valid"]).sum())
         return float(loss.detach())
+
+    def _run_both(self, images: torch.Tensor) -> tuple[Outputs, Outputs]:
+        """What student and teacher make of the same images."""
+        first, depth = self.tower.skip[0], len(self.tower.blocks)
+        same_depth = depth == len(self.teacher_tower.blocks)
+        states = range(first, depth - 1) if self.config.block_weight and same_depth else ()
+        with keep_input(self.tower.blocks[first]) as seen:
+            found = run(self.student, self.tower, images, states)
+        shared = started_at(self.teacher_tower, first, seen[0]) if self.share else nullcontext()
+        with torch.no_grad(), shared:
+            return found, run(self.teacher, self.teacher_tower, images, states)
+
+    def _train_mode(self) -> None:
+        """Training mode, but for the frozen blocks, which stay what they are in the teacher."""
+        self.student.train()
+        for block in front(self.tower):
+            block.eval()
 
     def _count_unread(self) -> None:
         """Add the corrupt images that each process met to the common count."""

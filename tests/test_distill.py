@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,6 +33,18 @@ def test_terms_equal_their_definitions(outputs):
 
     difference = normal(student.tokens[:, 1:]) - normal(teacher.tokens[:, 1:])
     torch.testing.assert_close(terms["patches"], difference.square().mean(dim=(1, 2)))
+
+
+def test_the_states_between_blocks_are_compared_over_their_variance(outputs):
+    student, teacher = (replace(o, states={2: torch.randn(3, 7, 4).double()}) for o in outputs)
+    found, expected = student.states[2], teacher.states[2]
+    terms = []
+    for tokens in (slice(0, 1), slice(1, 7)):
+        y = expected[:, tokens]
+        variance = ((y - y.reshape(-1, 4).mean(dim=0)) ** 2).mean()
+        terms.append(((found[:, tokens] - y) ** 2).mean(dim=(1, 2)) / variance)
+    torch.testing.assert_close(distill.distances(student, teacher, 1)["blocks"], (terms[0] + terms[1]) / 2)
+    assert "blocks" not in distill.distances(student, outputs[1], 1)
 
 
 def test_corrupt_images_count_for_nothing(outputs):

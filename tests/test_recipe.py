@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
 
 import skipat_surgery
-from skipat_surgery import digits, hosts
+from skipat_surgery import PhiConfig, cli, digits, hosts
+from skipat_surgery.cli import parse_skip
+from skipat_surgery.presets import PRESETS, teacher_steps
+from skipat_surgery.training import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 ACCELERATE = Path(sys.executable).with_name("accelerate")
 SHORT = {
     "skip": "3-5",
     "solve_images": 256,
+    "align_steps": 2,
     "max_steps": 6,
     "batch_size": 16,
     "warmup_steps": 1,
@@ -60,6 +65,11 @@ def launch(output: Path, processes: int = 1, **arguments: object) -> subprocess.
     return subprocess.run(
         command(output, processes, **arguments), cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
+
+
+def script(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    given = [sys.executable, str(ROOT / "recipes" / name), *options]
+    return subprocess.run(given, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
 def results(output: Path) -> dict:
@@ -107,7 +117,7 @@ def whole_run(teacher, once) -> Path:
 def test_it_writes_what_it_says(whole_run):
     found = results(whole_run)
     assert found["reload_difference"] < 1e-5
-    assert list(found["rows"]) == ["teacher", "cut", "solved", "distilled"]
+    assert list(found["rows"]) == ["teacher", "cut", "solved", "aligned", "distilled"]
     for row in found["rows"].values():
         assert {"top1", "agreement", "parameters", "gflops", "images_per_second"} <= set(row)
     assert found["rows"]["distilled"]["images"] == 450
@@ -166,7 +176,7 @@ def test_a_killed_run_resumes_to_the_same_weights(processes, teacher, tmp_path):
     (broken / "checkpoints" / "step-00000099.unfinished").mkdir()
     changed = run_in_process(broken, resume=True, **{**settings, "learning_rate": 1.0})
     assert changed.returncode == 2
-    assert "cannot be resumed with other settings: learning_rate was 0.0001, now 1.0" in changed.stderr
+    assert "cannot be resumed with other settings: learning_rate was 0.001, now 1.0" in changed.stderr
     done = launch(broken, processes, resume=True, **settings)
     assert done.returncode == 0, done.stderr
     assert "Resuming from" in done.stdout
@@ -217,7 +227,7 @@ def test_a_yaml_file_and_overrides_and_a_push(teacher, tmp_path):
     assert (found["skip"], found["steps"]) == ("4-6", 1)
     assert pushed["model.safetensors"] == (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
     assert json.loads(pushed["config.json"])["skipat"]["results"]["steps"] == 1
-    assert "for 1 steps" in pushed["README.md"].decode()
+    assert "distilled (1 steps)" in pushed["README.md"].decode()
     settings.write_text("modle: x\n")
     done = subprocess.run([*launcher, *given], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
@@ -265,7 +275,7 @@ BAD = [
     ({"skip": "three"}, "--skip must be of the form 3-8 or 2,4-6, got 'three'"),
     ({"expansion": 0.01}, "expansion must be at least 0.125"),
     ({"solve_images": 9}, "9 images are too few to solve Φ of width 64: give at least 129"),
-    ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+    ({"max_steps": -1}, "max_steps must not be negative, got -1; 0 leaves the distillation out"),
     ({"model": "/nowhere/at/all"}, "/nowhere/at/all"),
     ({"dataset": "/nowhere/at/all"}, "/nowhere/at/all cannot be read as a data set"),
 ]
@@ -319,6 +329,71 @@ def test_an_output_directory_that_holds_a_run_is_refused(whole_run, teacher):
     assert done.returncode == 2
     assert "already holds a run: go on with it by --resume, or choose another --output_dir" in done.stderr
     assert {path: path.stat().st_mtime for path in whole_run.rglob("*")} == before
+
+
+def test_stages_can_be_left_out(teacher, tmp_path):
+    done = launch(tmp_path / "run", model=teacher, max_steps=0, align_steps=0)
+    assert done.returncode == 0, done.stderr
+    found = results(tmp_path / "run")
+    assert list(found["rows"]) == ["teacher", "cut", "solved"]
+    assert found["rows"]["solved"]["agreement"] > found["rows"]["cut"]["agreement"]
+    assert found["reload_difference"] < 1e-5
+    card = (tmp_path / "run" / "last" / "README.md").read_text()
+    assert f"{100 * found['rows']['solved']['agreement']:.2f}" in card
+
+
+def test_which_blocks_to_skip(teacher, tmp_path):
+    """`recipes/analyze.py`: pictures and figures, and a plan that the distillation takes as it is printed."""
+    options = ["--model", str(teacher), "--n_skip", "3", "--num_images", "512", "--batch_size", "64", "--max_run", "1"]
+    done = script("analyze.py", *options, "--output_dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "analysis.json").read_text())
+    chosen = found["plan"]["chosen"]["choice"]["phi"]
+    assert len(chosen) == 3
+    assert found["plan"]["images"] == [384, 128]
+    assert len(found["cka"]["msa"]) == 12
+    for picture in ("cka.png", "frontier.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000
+    skip = done.stdout.split("--skip")[1].split()[0]
+    assert parse_skip(skip) == sorted(map(int, chosen))
+
+
+def test_the_ablation_trains_rows_and_goes_on_where_it_was(teacher, tmp_path):
+    (tmp_path / "ablation.json").write_text(json.dumps({"Z = 0": [{"agreement": 0.125, "seconds": 1.0}]}))
+    options = ["--model", str(teacher), "--max_steps", "2", "--test_images", "64", "--solve_images", "512"]
+    rows = "Z = 0,straight from the run's source"
+    done = script("ablation.py", *options, "--output_dir", str(tmp_path), "--rows", rows)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "ablation.json").read_text())
+    assert found["Z = 0"] == [{"agreement": 0.125, "seconds": 1.0}]
+    (row,) = found["straight from the run's source"]
+    assert (row["images"], row["agreement"] > 0.7) == (64, True)
+    assert "| Z = 0 | 1 | – | 12.50 |" in (tmp_path / "ablation.md").read_text()
+
+
+def test_presets_give_way_to_the_file_and_the_command_line(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: standard\nbatch_size: 7\n")
+
+    @dataclass(frozen=True)
+    class Preset:
+        preset: str = "fast"
+
+    def read(*argv: str) -> tuple:
+        return cli.parse((Preset, TrainingConfig), list(argv), "", PRESETS)
+
+    assert read()[1].max_steps == PRESETS["fast"]["max_steps"]
+    preset, config = read(str(file), "--warmup_steps", "3")
+    assert (preset.preset, config.batch_size, config.warmup_steps) == ("standard", 7, 3)
+    assert config.max_steps == PRESETS["standard"]["max_steps"]
+    with pytest.raises(ValueError, match=r"--preset must be one of .* got 'quick'"):
+        read("--preset", "quick")
+
+
+def test_the_work_of_a_preset_in_steps_of_the_teacher(vit):
+    """Six equal blocks, cut from the fourth on: (forward ½ of the teacher, 1 of the student, backward 2 · ½) of 3."""
+    cut = skipat_surgery.apply(copy.deepcopy(vit), [3], PhiConfig(expansion=2.0, kernel_size=1))
+    assert teacher_steps(cut, vit, 60) == pytest.approx(60 * 2.5 / 3, rel=0.08)
 
 
 def test_help_reads_well():

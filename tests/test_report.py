@@ -29,7 +29,7 @@ def test_it_reads_well(vit):
     report = skipat_surgery.report(skipat_surgery.apply(vit, [2, 3]))
     text = str(report)
     assert "SkipatViTForImageClassification: ViT, DINO (transformers) in 'vit'" in text
-    assert "MSA ⇒ Φ: expansion 0.5, 5×5, ECA, prefix mix" in text
+    assert "MSA ⇒ Φ: expansion 0.25, 5×5, ECA, prefix mix" in text
     assert "block 1 (MSA)" in text
     assert "block 2 (Φ)" in text
     assert "2 of 6 blocks skipped" in text

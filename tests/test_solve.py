@@ -71,6 +71,16 @@ def test_modes_and_gradients_are_left_alone(vit, images):
     assert all(parameter.grad is None and parameter.requires_grad for parameter in student.parameters())
 
 
+@pytest.mark.parametrize("ridge", [0.0, 1e-4])
+def test_images_that_determine_no_fit_are_refused(vit, images, ridge):
+    student = skipat_surgery.apply(copy.deepcopy(vit), [2])
+    before = copy.deepcopy(student.state_dict())
+    alike = images[:1].expand(128, -1, -1, -1) if ridge == 0.0 else torch.full_like(images, float("nan"))
+    with pytest.raises(ValueError, match=r"singular .* give at least 33 that differ, or a larger ridge"):
+        skipat_surgery.solve(student, vit, [alike], ridge=ridge)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
 def test_bad_input(vit, images):
     student = skipat_surgery.apply(copy.deepcopy(vit), [2, 4])
     with pytest.raises(ValueError, match=r"8 images are too few to solve Φ of width 32: give at least 65"):

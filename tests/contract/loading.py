@@ -30,9 +30,10 @@ def check(folder: Path, how: str) -> None:
     options: dict[str, Any] = {"trust_remote_code": True}
     if how == "library":
         options = {}
-        if (
-            loader is transformers.AutoModel
-        ):  # which may give another class of this config; AutoBackbone reads no folder
+        settings = transformers.AutoConfig.from_pretrained(folder)
+        mapped = transformers.AutoModel._model_mapping.get(type(settings), None)
+        if loader is transformers.AutoModel and getattr(mapped, "__name__", None) != config["architectures"][0]:
+            # No Auto class gives this one for its config, or only AutoBackbone, which reads no folder.
             loader = getattr(importlib.import_module("skipat_surgery.modeling"), config["architectures"][0])
     again = folder.parent / f"{folder.name} again"
     for source, target in ((folder, again), (again, None)):

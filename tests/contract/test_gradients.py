@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,7 +11,9 @@ import pytest
 import timm.layers
 from cases import CASES, Case
 from models import assert_same, cut_of, equations, gradients, phi_weights
-from torch import nn
+from torch import Tensor, nn
+
+from skipat_surgery import Phi
 
 pytestmark = [pytest.mark.contract("gradients"), pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)]
 CLOSE = {"atol": 1e-10, "rtol": 1e-8}
@@ -87,3 +91,17 @@ def test_two_forwards_before_one_backward(case: Case) -> None:
     together = gradients(case, cut, first, second)
     apart = [gradients(case, cut, images) for images in (first, second)]
     assert_same(together, {name: apart[0][name] + apart[1][name] for name in together}, **CLOSE)
+
+
+def test_a_forward_that_is_thrown_away_leaves_nothing_behind(case: Case) -> None:
+    """No backward frees its graph, and Python's garbage collector does not see circles that lead through autograd."""
+    cut = cut_of(case.model())
+    seen: list[weakref.ref[Tensor]] = []
+    for module in cut.modules():
+        if isinstance(module, Phi):
+            module.register_forward_hook(lambda _, args, z: seen.extend(map(weakref.ref, (args[0], z))))
+    out = case.tensors(cut, case.images())
+    assert seen
+    del out
+    gc.collect()
+    assert [ref() for ref in seen] == [None] * len(seen)

@@ -51,11 +51,17 @@ def test_half_precision_is_as_precise_as_in_the_host(case: Case, dtype: torch.dt
 
 @every_case
 @torch.no_grad()
-def test_autocast(case: Case) -> None:
-    model, images = cut(case), case.images().float()
-    with torch.autocast("cpu", torch.bfloat16):
-        found = case.tensors(model, images)
-    assert error(found, case.tensors(model, images)) < 0.1
+def test_autocast_is_as_precise_as_in_the_host(case: Case) -> None:
+    """Against the host's own deviation: a similarity near zero, as CLIP returns, is ill-conditioned in any model."""
+    torch.manual_seed(0)
+    stock, model, images = case.build().eval(), cut(case), case.images().float()
+
+    def deviation(which: nn.Module) -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = case.tensors(which, images)
+        return error(found, case.tensors(which, images))
+
+    assert deviation(model) < max(4 * deviation(stock), 0.05)
 
 
 @every_family

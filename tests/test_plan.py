@@ -1,0 +1,115 @@
+"""`plan`: its dynamic programming against trying every set, its scores against `apply` and `solve`, its budgets."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import random
+
+import pytest
+import torch
+from cases import case_named
+
+import skipat_surgery
+from skipat_surgery import PhiConfig
+from skipat_surgery.config import SkipatConfig
+from skipat_surgery.runs import Score, by_count, combine
+
+NARROW = PhiConfig(expansion=0.25)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    torch.manual_seed(0)
+    return list(torch.randn(160, 3, 32, 32, dtype=torch.float64).split(20))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return case_named("ViTForImageClassification").model()
+
+
+@pytest.fixture(scope="module")
+def planned(model, batches):
+    return skipat_surgery.plan(model, batches, n_skip=3, phi=[PhiConfig(), NARROW])
+
+
+def test_combining_runs_equals_trying_every_set():
+    draw, depth = random.Random(0), 7
+    runs = [tuple(range(i, j)) for i in range(1, depth) for j in range(i + 1, depth + 1)]
+    scores = {(run, phi): draw.random() for run in runs for phi in (PhiConfig(), NARROW)}
+    saved = {PhiConfig(): 0.02, NARROW: 0.05}
+    found = by_count(combine([Score(*key, value) for key, value in scores.items()], depth, saved))
+    for count in range(1, depth):
+        for blocks in itertools.combinations(range(1, depth), count):
+            parts = SkipatConfig.parse(blocks).runs
+            for phis in itertools.product(saved, repeat=len(parts)):
+                pairs = list(zip(parts, phis, strict=True))
+                divergence = sum(scores[pair] for pair in pairs)
+                speedup = 1 / (1 - sum(len(run) * saved[phi] for run, phi in pairs))
+                assert any(c.divergence <= divergence + 1e-12 and c.speedup >= speedup - 1e-12 for c in found[count]), (
+                    blocks,
+                    phis,
+                )
+    for choice in itertools.chain(*found.values()):
+        pairs = [(run, choice.phi[run[0]]) for run in SkipatConfig(choice.phi).runs]
+        assert choice.divergence == pytest.approx(sum(scores[pair] for pair in pairs))
+
+
+def test_a_plan_is_what_apply_takes_and_its_figures_are_what_solve_gives(model, batches, planned):
+    plan = planned
+    assert len(plan) == 3
+    assert plan.images == (120, 40)
+    cut = skipat_surgery.apply(copy.deepcopy(model), skip=plan)
+    assert cut.config.skipat["phi"].keys() == {str(block) for block in plan}
+    held_out = [batches[3], batches[7]]
+    skipat_surgery.solve(cut, model, [batch for batch in batches if all(batch is not other for other in held_out)])
+    with torch.no_grad():
+        log_q, log_p = (m(torch.cat(held_out)).logits.log_softmax(dim=-1) for m in (cut, model))
+    assert plan.chosen.divergence == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum(dim=1).mean()), rel=1e-4)
+    assert plan.chosen.agreement == float((log_q.argmax(1) == log_p.argmax(1)).double().mean())
+    assert [len(point.choice.phi) for point in plan.frontier] == [1, 2, 3, 4]  # runs of half the blocks at most
+    assert json.loads(json.dumps(plan.to_dict()))["images"] == [120, 40]
+
+
+def test_the_model_is_left_as_it_was(model, batches):
+    before = copy.deepcopy(model.state_dict())
+    loose = skipat_surgery.plan(model, batches, max_kl=1e9, max_run=1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert loose.chosen.choice.speedup == max(point.choice.speedup for point in loose.frontier)
+
+
+def test_budgets_that_cannot_be_kept(model, batches):
+    with pytest.raises(ValueError, match=r"max_kl=0.0 cannot be kept: the least, with one block skipped, is 0\.\d"):
+        skipat_surgery.plan(model, batches, max_kl=0.0, max_run=1)
+    with pytest.raises(ValueError, match=r"speedup=100 is out of reach"):
+        skipat_surgery.plan(model, batches, speedup=100, max_run=1)
+
+
+def test_a_single_run_scores_as_if_it_were_cut_and_solved(planned):
+    first = planned.frontier[0]
+    best = min((score for score in planned.scores if len(score.run) == 1), key=lambda score: score.divergence)
+    assert tuple(first.choice.phi) == best.run
+    assert first.divergence == pytest.approx(best.divergence, rel=1e-4)
+
+
+def test_a_model_without_classes_is_planned_by_its_tokens(batches, tmp_path):
+    plan = skipat_surgery.plan(case_named("timm vit, registers").model(), batches, n_skip=2, max_run=2)
+    assert plan.chosen.divergence > 0
+    plan.plot(tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000
+    assert plan.table().row_count == 6
+
+
+def test_bad_input(model, batches):
+    with pytest.raises(ValueError, match="give exactly one of speedup, n_skip and max_kl"):
+        skipat_surgery.plan(model, batches, n_skip=2, speedup=1.1)
+    with pytest.raises(ValueError, match="n_skip must be from 1 to 5 for 6 blocks, got 6"):
+        skipat_surgery.plan(model, batches, n_skip=6)
+    with pytest.raises(ValueError, match="no set of 5 blocks is made of runs this short: give a larger max_run"):
+        skipat_surgery.plan(model, batches, n_skip=5, max_run=1)
+    with pytest.raises(ValueError, match="are too few to solve"):
+        skipat_surgery.plan(model, batches[0].split(2), n_skip=2)
+    with pytest.raises(ValueError, match="the model is cut"):
+        skipat_surgery.plan(skipat_surgery.apply(copy.deepcopy(model), [2]), batches, n_skip=2)
