@@ -30,7 +30,7 @@ import skipat_surgery
 from skipat_surgery import PhiConfig, checkpoints, digits, images
 from skipat_surgery.capture import Tower
 from skipat_surgery.checkpoints import Progress
-from skipat_surgery.cli import load_data, load_model, machine, parse, parse_skip, quiet_libraries
+from skipat_surgery.cli import load_data, load_model, machine, parse, parse_skip, quiet_libraries, unlabelled
 from skipat_surgery.distill import Evaluator, freeze_untouched
 from skipat_surgery.presets import PRESETS
 from skipat_surgery.solve import collect, solve_run
@@ -90,6 +90,9 @@ ROWS = {
     "expansion 2": replace(BASE, phi=replace(PHI, expansion=2.0)),
     "expansion 1": replace(BASE, phi=replace(PHI, expansion=1.0)),
     "expansion 0.25": replace(BASE, phi=replace(PHI, expansion=0.25)),
+    "expansion 0.125": replace(BASE, phi=replace(PHI, expansion=0.125)),
+    "expansion 0.25 and kernel 3": replace(BASE, phi=replace(PHI, expansion=0.25, kernel_size=3)),
+    "expansion 0.25 and kernel 3 without ECA": replace(BASE, phi=PhiConfig(0.25, 3, channel_attention=False)),
     "kernel 3": replace(BASE, phi=replace(PHI, kernel_size=3)),
     "kernel 7": replace(BASE, phi=replace(PHI, kernel_size=7)),
     "without ECA": replace(BASE, phi=replace(PHI, channel_attention=False)),
@@ -115,7 +118,6 @@ class Ablation:
         self.collate = images.Collate(self.host.preprocess, self.host.image_mode, self.host.image_size)
         columns = self.data.image_column, self.data.label_column, self.host.image_mode
         crop = images.training_crop(self.host.image_size, config.min_crop_scale)
-        self.plain = images.ImageItems(self.data.train, *columns)
         self.augmented = images.ImageItems(self.data.train, *columns, augment=crop, seed=config.seed)
         test = images.ImageItems(self.data.evaluation, *columns)
         some = Subset(test, range(min(args.test_images, len(test))))
@@ -174,10 +176,7 @@ class Ablation:
 
     def batches(self, seed: int, count: int) -> DataLoader:
         """So many training images in batches, without augmentation."""
-        order = torch.randperm(len(self.plain), generator=torch.Generator().manual_seed(seed))[:count]
-        return DataLoader(
-            Subset(self.plain, order.tolist()), self.config.batch_size, collate_fn=images.ValidOnly(self.collate)
-        )
+        return unlabelled(self.host, self.data, count, self.config.batch_size, seed)
 
     def train(self, student: nn.Module, config: TrainingConfig) -> None:
         """Distil for as long as the preset says."""

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 import skipat_surgery
-from skipat_surgery import PhiConfig, checkpoints, digits, images
-from skipat_surgery.cli import load_data, load_model, machine, parse, quiet_libraries
+from skipat_surgery import PhiConfig, checkpoints, digits
+from skipat_surgery.cli import load_data, load_model, machine, parse, quiet_libraries, unlabelled
 from skipat_surgery.plan import block_ranges
 from skipat_surgery.training import option
 
@@ -51,10 +51,7 @@ def load(args: Arguments, accelerator: Accelerator, output: Path) -> tuple[torch
     """The model and the images, in batches."""
     host = load_model(args.model, accelerator, output)
     data = load_data(args.dataset, None, args.dataset_config, args.train_split, None, args.image_column, "none")
-    items = images.ImageItems(data.train, data.image_column, None, host.image_mode)
-    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(args.seed))[: args.num_images]
-    collate = images.ValidOnly(images.Collate(host.preprocess, host.image_mode, host.image_size))
-    loader = DataLoader(Subset(items, order.tolist()), args.batch_size, collate_fn=collate)
+    loader = unlabelled(host, data, args.num_images, args.batch_size, args.seed)
     return host.model.to(accelerator.device), loader
 
 

@@ -30,11 +30,20 @@ from torch.utils.data import DataLoader, Subset
 
 import skipat_surgery
 from skipat_surgery import PhiConfig, checkpoints, digits, hosts, images, results
-from skipat_surgery.benchmark import gflops, throughput
 from skipat_surgery.checkpoints import Progress
-from skipat_surgery.cli import load_data, load_model, machine, parse, parse_skip, quiet_libraries, use_all_cores
+from skipat_surgery.cli import (
+    load_data,
+    load_model,
+    machine,
+    parse,
+    parse_skip,
+    quiet_libraries,
+    unlabelled,
+    use_all_cores,
+)
 from skipat_surgery.distill import Evaluator, freeze_untouched
 from skipat_surgery.hub import push
+from skipat_surgery.measuring import gflops, throughput
 from skipat_surgery.presets import PRESETS, teacher_steps
 from skipat_surgery.reload import difference_after_reload
 from skipat_surgery.report import count_parameters
@@ -188,24 +197,19 @@ class Recipe:
 
     def start(self) -> None:
         """Measure the model cut and not trained, then solve and align its Φ, and measure after each."""
+        config = self.config
         self.progress.rows["cut"] = self.measured(self.student, self.eval_loader)
         if self.args.solve_images:
-            chosen = self.unlabelled(self.args.solve_images)
+            chosen = unlabelled(self.host, self.data, self.args.solve_images, config.batch_size, config.seed)
             self.stage("solved", lambda: skipat_surgery.solve(self.student, self.original, chosen))
         if self.args.align_steps:
-            batches = self.unlabelled(self.args.align_steps * self.config.batch_size)
+            count = self.args.align_steps * config.batch_size
+            batches = unlabelled(self.host, self.data, count, config.batch_size, config.seed)
             self.stage(
                 "aligned", lambda: skipat_surgery.align(self.student, self.original, batches, self.args.align_steps)
             )
         start = list(self.progress.rows.values())[-1]
         self.progress.history.append({"step": 0, "seconds": round(self.progress.seconds, 2), **start})
-
-    def unlabelled(self, count: int) -> DataLoader:
-        """So many training images, without augmentation, in batches; all of them where there are fewer."""
-        plain = images.ImageItems(self.data.train, self.data.image_column, None, self.host.image_mode)
-        order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(self.config.seed))
-        collate = images.ValidOnly(self.collate)
-        return DataLoader(Subset(plain, order[:count].tolist()), self.config.batch_size, collate_fn=collate)
 
     def stage(self, name: str, work: Callable[[], object]) -> None:
         """Do one stage, add the time it took, and measure what it gave."""

@@ -179,6 +179,4 @@ def _step(student: Tower, original: Tower, pixels: Tensor, chained: bool, optimi
 def phi_output(tower: Tower, index: int, z: Tensor, grid: Grid) -> Tensor:
     """What a block's Φ makes of Z (B, N, D), both with the patches last as `z_of` gives them."""
     phi: Any = tower.blocks[index].phi
-    count = tower.num_prefix_tokens
-    patches = z[:, count:].contiguous()
-    return torch.cat([phi.map_prefix(z[:, :count], patches), phi.map_patches(patches, grid)], dim=1)
+    return phi.map_tokens(z, grid, tower.num_prefix_tokens)

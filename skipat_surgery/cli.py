@@ -13,6 +13,7 @@ import torch
 import transformers
 import yaml
 from accelerate import Accelerator
+from torch.utils.data import DataLoader, Subset
 from transformers import HfArgumentParser
 
 from . import digits, hosts, images
@@ -109,6 +110,14 @@ def load_data(
     return data
 
 
+def unlabelled(host: Host, data: images.ImageData, count: int, batch_size: int, seed: int) -> DataLoader:
+    """So many training images, without labels and augmentation, in batches; all of them where there are fewer."""
+    items = images.ImageItems(data.train, data.image_column, None, host.image_mode)
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))[:count]
+    collate = images.ValidOnly(images.Collate(host.preprocess, host.image_mode, host.image_size))
+    return DataLoader(Subset(items, order.tolist()), batch_size, collate_fn=collate)
+
+
 def quiet_libraries() -> None:
     """Leave the terminal to the recipe's own messages and progress bars."""
     transformers.logging.set_verbosity_error()
@@ -126,4 +135,13 @@ def machine(device: torch.device) -> str:
     """What this ran on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} × {platform.processor() or platform.machine()} CPU cores"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{os.cpu_count()} cores of {_processor()} ({capability})"
+
+
+def _processor() -> str:
+    """The processor's name, which Python itself does not know on Linux."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -76,10 +76,33 @@ def load(name: str) -> Host:
     if config_file.is_file() and "architecture" in json.loads(config_file.read_text()):
         return from_timm(timm.create_model(f"local-dir:{directory}", pretrained=True))
     config = AutoConfig.from_pretrained(name)
+    model = class_of(config).from_pretrained(name)
+    return from_transformers(model, AutoImageProcessor.from_pretrained(name))
+
+
+def class_of(config: Any) -> Any:
+    """The class that loads a transformers checkpoint: for a classifier the Auto class, which knows its cut form too."""
     architecture = (config.architectures or [""])[0].removeprefix("Skipat")
-    stock = getattr(transformers, architecture, AutoModel)
-    model_class = transformers.AutoModelForImageClassification if "ForImageClassification" in architecture else stock
-    return from_transformers(model_class.from_pretrained(name), AutoImageProcessor.from_pretrained(name))
+    if "ForImageClassification" in architecture:
+        return transformers.AutoModelForImageClassification
+    return getattr(transformers, architecture, AutoModel)
+
+
+def build(name: str, image_size: int | None = None) -> nn.Module:
+    """Build a model with random weights, in evaluation mode: good for its speed, without its weights at hand.
+
+    Args:
+        name: As `load` takes it. Of a Hugging Face id or directory only the configuration is read.
+        image_size: Pixels a side; the configured size when left out.
+    """
+    if name.startswith(TIMM_PREFIX):
+        size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+        return timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=False, **size).eval()
+    config = AutoConfig.from_pretrained(name)
+    if image_size is not None:
+        getattr(config, "vision_config", config).image_size = image_size
+    builder = class_of(config)
+    return (builder.from_config(config) if hasattr(builder, "from_config") else builder(config)).eval()
 
 
 def from_transformers(model: Any, processor: Any) -> Host:

@@ -25,9 +25,9 @@ class EfficientChannelAttention(nn.Conv1d):
         super().__init__(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
         nn.init.zeros_(self.weight)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) to (B, N, D)."""
-        return tokens * super().forward(tokens.mean(dim=1, keepdim=True)).sigmoid()
+    def forward(self, patches: Tensor) -> Tensor:
+        """The gate (B, 1, D) of patch tokens (B, H·W, D)."""
+        return super().forward(patches.mean(dim=1, keepdim=True)).sigmoid()
 
 
 class Phi(nn.Module):
@@ -120,29 +120,48 @@ class Phi(nn.Module):
         Raises:
             ValueError: The number of tokens does not fit the grid.
         """
-        sizes = [self.num_prefix_tokens, grid[0] * grid[1], self.num_suffix_tokens]
-        if z.shape[1] != sum(sizes):
-            others = f"{sizes[0]} prefix" + (f" and {sizes[2]} suffix" if sizes[2] else "")
+        prefix, patches, suffix = self.num_prefix_tokens, grid[0] * grid[1], self.num_suffix_tokens
+        if z.shape[1] != prefix + patches + suffix:
+            others = f"{prefix} prefix" + (f" and {suffix} suffix" if suffix else "")
             raise ValueError(
                 f"Φ was given {z.shape[1]} tokens, but {others} tokens and a {grid[0]}×{grid[1]} patch grid make "
-                f"{sum(sizes)}"
+                f"{prefix + patches + suffix}"
             )
-        prefix, patches, suffix = z.split(sizes, dim=1)
-        patches = patches.contiguous()
-        out = self.map_patches(patches, grid)
-        if sizes[2] == 0:
-            return out if sizes[0] == 0 else torch.cat([self.map_prefix(prefix, patches), out], dim=1)
-        prefix, suffix = self.map_prefix(torch.cat([prefix, suffix], dim=1), patches).split([sizes[0], sizes[2]], dim=1)
-        return torch.cat([prefix, out, suffix], dim=1)
+        return self.map_tokens(z, grid, prefix)
 
-    def map_patches(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, H·W, D) to (B, H·W, D)."""
-        hidden = F.gelu(self.expand(patches))
+    def map_tokens(self, z: Tensor, grid: tuple[int, int], first: int) -> Tensor:
+        """Φ of tokens (B, N, D) whose patches start at `first`; every other token counts as a prefix token.
+
+        The rows of the prefix tokens are made room for in whatever is narrower, the hidden units or the output, and no
+        other tensor of all tokens is copied.
+        """
+        last = first + grid[0] * grid[1]
+        others = z.shape[1] - (last - first)
+        out = self.hidden_patches(z, grid, first)
+        room = others > 0 and self.reduce.in_features < self.reduce.out_features
+        if room:
+            out = F.pad(out, (0, 0, first, z.shape[1] - last))
+        out = self.reduce(out)
+        if self.eca is not None:
+            gate = self.eca(out[:, first:last] if room else out)
+            out = out * gate if torch.is_grad_enabled() else out.mul_(gate)
+        if others == 0:
+            return out
+        prefix = self.map_prefix(torch.cat([z[:, :first], z[:, last:]], dim=1), z[:, first:last])
+        if not room:
+            return torch.cat([prefix[:, :first], out, prefix[:, first:]], dim=1)
+        out[:, :first] = prefix[:, :first]
+        out[:, last:] = prefix[:, first:]
+        return out
+
+    def hidden_patches(self, z: Tensor, grid: tuple[int, int], first: int) -> Tensor:
+        """(B, N, D) to the hidden units (B, H·W, h) of the patches."""
+        # All tokens go through the Linear, as a slice of Z would have to be copied; GELU copies the patches out anyway.
+        hidden = F.gelu(self.expand(z)[:, first : first + grid[0] * grid[1]])
         # (B, H·W, h) seen as (B, h, H, W) is channels-last in memory already: neither view copies.
-        image = hidden.unflatten(1, grid).permute(0, 3, 1, 2)
-        hidden = F.gelu(self.depthwise(image)).permute(0, 2, 3, 1).flatten(1, 2)
-        out = self.reduce(hidden)
-        return out if self.eca is None else self.eca(out)
+        hidden = self.depthwise(hidden.unflatten(1, grid).permute(0, 3, 1, 2))
+        hidden = F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden)
+        return hidden.permute(0, 2, 3, 1).flatten(1, 2)
 
     def map_prefix(self, prefix: Tensor, patches: Tensor) -> Tensor:
         """(B, P, D) and (B, H·W, D) to (B, P, D)."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .benchmark import throughput
 from .capture import Tower, evaluating, pixels_of
 from .config import PhiConfig
 from .distill import LossWeights, Outputs, distances, run
+from .measuring import throughput
 from .runs import Choice, Score
 from .solve import check_enough, collect, solve, solve_run
 from .surgery import apply, restore

@@ -11,8 +11,8 @@ def test_figures_are_those_of_the_formulas(vit):
     report = skipat_surgery.report(skipat_surgery.apply(vit, {2: PhiConfig(0.5), 3: PhiConfig.paper()}))
     tokens, patches, d, mlp = 17, 16, 32, 48
     attended = 4 * tokens * d * d + 2 * tokens * tokens * d + 2 * tokens * d * mlp
-    mixed = 2 * patches * d * 16 + 25 * patches * 16 + 3 * d + 2 * d * d + 2 * tokens * d * mlp
-    paper = 2 * patches * d * 64 + 25 * patches * 64 + 3 * d + 2 * tokens * d * mlp
+    mixed = 2 * tokens * d * 16 + 9 * patches * 16 + 2 * d * d + 2 * tokens * d * mlp  # the Linears take every token
+    paper = (tokens + patches) * d * 64 + 25 * patches * 64 + 3 * d + 2 * tokens * d * mlp
     assert [b.macs_before for b in report.blocks] == [attended] * 6
     assert [b.macs_after for b in report.blocks] == [attended, attended, mixed, paper, attended, attended]
     assert report.macs_before - report.macs_after == 2 * attended - mixed - paper
@@ -29,7 +29,7 @@ def test_it_reads_well(vit):
     report = skipat_surgery.report(skipat_surgery.apply(vit, [2, 3]))
     text = str(report)
     assert "SkipatViTForImageClassification: ViT, DINO (transformers) in 'vit'" in text
-    assert "MSA ⇒ Φ: expansion 0.25, 5×5, ECA, prefix mix" in text
+    assert "MSA ⇒ Φ: expansion 0.25, 3×3, prefix mix" in text
     assert "block 1 (MSA)" in text
     assert "block 2 (Φ)" in text
     assert "2 of 6 blocks skipped" in text

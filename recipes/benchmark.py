@@ -1,0 +1,184 @@
+"""Measure a cut model beside the untouched one (SDPA) and the limit, the MSA deleted at no cost.
+
+    python recipes/benchmark.py --model timm/vit_base_patch16_224 --image_sizes 224,384 --dtypes fp32,bf16
+    python recipes/benchmark.py --alternatives true --compile true   # and what else a user could take
+    python recipes/benchmark.py --sweep true                        # cost against tokens, 14×14 to 128×128 patches
+    python recipes/benchmark.py --profile true                      # one MSA and one Φ, operation by operation
+
+Only the configuration of a model is read: weights are random, as speed does not depend on them. Writes a JSON with
+every sample and a markdown table, with ``--sweep`` a CSV and a picture too, into the output directory.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from skipat_surgery import PhiConfig, alternatives, checkpoints, hosts, profiles
+from skipat_surgery import sweep as sweeps
+from skipat_surgery.benchmark import Comparison, Rival, benchmark, summary
+from skipat_surgery.capture import Tower
+from skipat_surgery.cli import machine, parse, parse_skip, quiet_libraries
+from skipat_surgery.training import option
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    model: str = option("timm/vit_small_patch16_224", "timm/NAME, HF id or directory; only its configuration is read.")
+    skip: str = option("3-8", "Blocks to skip, such as 3-8 or 2,4-6.")
+    image_sizes: str = option("224", "Pixels a side, such as 224,384,512,1024.")
+    dtypes: str = option("bf16", "fp32, bf16 or fp16, several with commas.")
+    batch_size: int | None = option(None, "Images a batch; about 2,048 tokens in all when left out.")
+    expansions: str = option("0.25,0.5", "Widths of Φ; 'paper' is the paper's Φ.")
+    kernel_size: int = option(PhiConfig.kernel_size, "Kernel of Φ's depthwise convolution.")
+    channel_attention: bool = option(PhiConfig.channel_attention, "Whether Φ has ECA.")
+    compile: bool = option(False, "Measure the compiled models as well.")
+    alternatives: bool = option(False, "Measure unfused attention, int8 and pruning too, alone and with the cut model.")
+    sweep: bool = option(False, "Measure the cost against the number of tokens instead.")
+    sides: str = option(",".join(map(str, sweeps.SIDES)), "Patches a side, for the sweep.")
+    profile: bool = option(False, "Show one MSA and one Φ operation by operation instead.")
+    memory: bool = option(True, "Measure peak memory.")
+    rounds: int = option(40, "How often each model is timed.")
+    max_seconds: float = option(60.0, "Fewer rounds where those of one table would take longer.")
+    threads: int | None = option(None, "CPU threads; all cores when left out.")
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "Where to run.")
+    output_dir: str = option("outputs/benchmark", "Where everything is written.")
+
+    @property
+    def phis(self) -> dict[str, PhiConfig]:
+        """The Φ to cut with, by the name of their row."""
+        found = {}
+        for width in self.expansions.split(","):
+            if width == "paper":
+                found["cut, the paper's Φ"] = PhiConfig.paper()
+            else:
+                phi = PhiConfig(float(width), self.kernel_size, self.channel_attention)
+                found[f"cut, expansion {phi.expansion:g}"] = phi
+        return found
+
+
+class Run:
+    """One run of the recipe."""
+
+    def __init__(self, args: Arguments) -> None:
+        self.args, self.skip, self.device = args, parse_skip(args.skip), torch.device(args.device)
+        unknown = sorted(set(args.dtypes.split(",")) - set(DTYPES))
+        if unknown:
+            raise ValueError(f"--dtypes takes {sorted(DTYPES)}, got {unknown}")
+        torch.set_num_threads(args.threads or torch.get_num_threads())
+        self.where = f"{machine(self.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        terminal = Console()
+        self.console = terminal if terminal.is_terminal else Console(width=160)
+        self.output = Path(args.output_dir)
+        self.output.mkdir(parents=True, exist_ok=True)
+
+    def model(self, image_size: int | None, dtype: str) -> nn.Module:
+        """The untouched model."""
+        torch.manual_seed(0)
+        return hosts.build(self.args.model, image_size).to(self.device, DTYPES[dtype])
+
+    def line_up(self, model: nn.Module, images: torch.Tensor) -> list[Rival]:
+        """Everything that is compared with it."""
+        found = alternatives.line_up(model, self.skip, self.args.phis)
+        others: list[Rival] = []
+        if self.args.alternatives:
+            phi = next(iter(self.args.phis.values()))
+            others = alternatives.alternatives(found[0], found[1], self.skip, phi, images)
+        if self.args.compile:
+            found += alternatives.compiled(found)
+        return found + others
+
+    def compare(self) -> list[Comparison]:
+        """A table for every size and dtype."""
+        found = []
+        for size in map(int, self.args.image_sizes.split(",")):
+            for dtype in self.args.dtypes.split(","):
+                torch.compiler.reset()
+                model = self.model(size, dtype)
+                images = self.images(model, size, dtype)
+                title = f"{self.args.model}, blocks {self.args.skip}, {size} px, {dtype}, batch {len(images)}"
+                comparison = benchmark(
+                    self.line_up(model, images),
+                    images,
+                    title,
+                    self.args.rounds,
+                    self.args.max_seconds,
+                    self.args.memory,
+                )
+                self.console.print(comparison.table())
+                for line in comparison.drowned():
+                    self.console.print(f"[yellow]{line}[/]")
+                found.append(comparison)
+        return found
+
+    def images(self, model: nn.Module, size: int, dtype: str) -> torch.Tensor:
+        """A batch of noise."""
+        tower = Tower.of(model)
+        channels = tower.family.image_size(tower.module)[0]
+        height, width = tower.family.grid(tower.module)
+        batch = self.args.batch_size or max(1, 2048 // (height * width))
+        return torch.randn(batch, channels, size, size).to(self.device, DTYPES[dtype])
+
+    def sweep(self) -> None:
+        """Cost against tokens: table, CSV and picture."""
+        dtype = self.args.dtypes.split(",")[0]
+        tower = Tower.of(self.model(None, dtype))
+        patch = tower.family.image_size(tower.module)[1] // tower.family.grid(tower.module)[0]
+        sizes = sweeps.sweep(
+            lambda side: self.model(side * patch, dtype),
+            self.line_up,
+            map(int, self.args.sides.split(",")),
+            self.args.max_seconds,
+        )
+        title = f"{self.args.model}, {dtype}, blocks {self.args.skip} skipped"
+        sweeps.plot(sizes, f"{title}\n{self.where}", self.output / "sweep.png")
+        sweeps.write_csv(sizes, self.output / "sweep.csv")
+        self.write([size.comparison for size in sizes if size.comparison], f"{title}\n\n{sweeps.markdown(sizes)}")
+
+    def profile(self) -> None:
+        """One attended and one skipped block, operation by operation."""
+        texts = []
+        for size in map(int, self.args.image_sizes.split(",")):
+            for dtype in self.args.dtypes.split(","):
+                model = self.model(size, dtype)
+                table = profiles.of_a_block(model, self.skip, self.args.phis, self.images(model, size, dtype))
+                texts.append(f"{self.args.model}, {size} px, {dtype}\n\n{table}")
+        self.write([], "\n\n".join(texts))
+
+    def write(self, comparisons: Sequence[Comparison], text: str) -> None:
+        """Write what was found, and say where."""
+        found = {"machine": self.where, "arguments": asdict(self.args), "tables": [c.to_dict() for c in comparisons]}
+        checkpoints.write_json(self.output / "benchmark.json", found)
+        text = f"{text}\n\n`python recipes/benchmark.py {' '.join(sys.argv[1:])}`, {self.where}\n"
+        (self.output / "benchmark.md").write_text(text)
+        self.console.print(text, markup=False)
+        self.console.print(f"Written to {self.output}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    (args,) = parse((Arguments,), sys.argv[1:] if argv is None else argv, "Measure a cut model.")
+    quiet_libraries()
+    run = Run(args)
+    if args.sweep:
+        run.sweep()
+    elif args.profile:
+        run.profile()
+    else:
+        comparisons = run.compare()
+        tables = [f"{comparison.title}\n\n{comparison.markdown()}" for comparison in comparisons]
+        run.write(comparisons, "\n\n".join([*tables, summary(comparisons)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The limit: what a model would take if the MSA of chosen blocks cost nothing at all."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .capture import Tower
+from .config import PhiConfig, SkipatConfig
+from .operation import check_skip
+
+ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
+
+
+class Nothing(Tensor):
+    """What a deleted MSA returns: added to hidden states it leaves them as they are, without reading them."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        nothing = next((value for value in args if isinstance(value, Nothing)), None)
+        name = getattr(func, "__name__", "")
+        if nothing is None or name.startswith("__get"):
+            return super().__torch_function__(func, types, args, kwargs or {})
+        if name in ADDITIONS:
+            return next((value for value in args if isinstance(value, Tensor) and value is not nothing), nothing)
+        return nothing
+
+
+class DeletedAttention(nn.Module):
+    """Stands in the slot of an MSA and costs nothing, and neither does the residual addition after it."""
+
+    def __init__(self, returns_tuple: bool) -> None:
+        super().__init__()
+        self.returns_tuple = returns_tuple
+        self.nothing = torch.empty(0).as_subclass(Nothing)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return (self.nothing, None) if self.returns_tuple else self.nothing
+
+
+def limit(model: nn.Module, skip: Iterable[int]) -> nn.Module:
+    """A copy of a model that computes X + MLP(LN(X)) in chosen blocks: no Φ can make a model faster than this.
+
+    The norm before the MSA and the residual addition after it go with the MSA. The output is good for timing only.
+
+    Args:
+        model: Untouched; it stays so.
+        skip: The blocks, counted from 0.
+
+    Raises:
+        UnsupportedModelError: The model cannot be cut.
+        ValueError: The model is cut, or a block is out of range.
+
+    Example:
+        >>> fastest = limit(model, skip=range(3, 9))  # doctest: +SKIP
+    """
+    model = copy.deepcopy(model)
+    tower = Tower.of(model)
+    if tower.skip:
+        raise ValueError("the limit is made from the untouched model, and this one is cut")
+    config = SkipatConfig(dict.fromkeys(skip, PhiConfig()))
+    check_skip(config, len(tower.blocks), type(model).__name__)
+    family = tower.family
+    for index in config.skip:
+        block = tower.blocks[index]
+        setattr(block, family.attention, DeletedAttention(family.returns_tuple))
+        if family.norm is not None:
+            setattr(block, family.norm, nn.Identity())
+        for slot in family.drop:
+            setattr(block, slot, None)
+    return model
