@@ -107,13 +107,9 @@ class Run:
                 model = self.model(size, dtype)
                 images = self.images(model, size, dtype)
                 title = f"{self.args.model}, blocks {self.args.skip}, {size} px, {dtype}, batch {len(images)}"
+                args, rivals = self.args, self.line_up(model, images)
                 comparison = benchmark(
-                    self.line_up(model, images),
-                    images,
-                    title,
-                    self.args.rounds,
-                    self.args.max_seconds,
-                    self.args.memory,
+                    rivals, images, title, args.rounds, args.max_seconds, memory=args.memory, training=args.memory
                 )
                 self.console.print(comparison.table())
                 for line in comparison.drowned():
@@ -138,6 +134,7 @@ class Run:
             lambda side: self.model(side * patch, dtype),
             self.line_up,
             map(int, self.args.sides.split(",")),
+            self.device,
             self.args.max_seconds,
         )
         title = f"{self.args.model}, {dtype}, blocks {self.args.skip} skipped"

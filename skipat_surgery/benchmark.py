@@ -164,6 +164,7 @@ def benchmark(
     rounds: int = 30,
     max_seconds: float | None = None,
     memory: bool = True,
+    training: bool = True,
     progress: bool = True,
 ) -> Comparison:
     """Measure models side by side; `alternatives.line_up` makes the usual ones of a model.
@@ -174,7 +175,8 @@ def benchmark(
         title: Of the table.
         rounds: How often each is timed.
         max_seconds: Fewer rounds, though at least five, where they would take longer.
-        memory: Whether to measure the peak memory of a forward and of a training step.
+        memory: Whether to measure the peak memory of a forward.
+        training: Whether to measure that of a training step.
         progress: Whether to show a bar.
 
     Raises:
@@ -182,7 +184,10 @@ def benchmark(
     """
     if not any((rival.name, rival.mode) == (UNTOUCHED, "eager") for rival in rivals):
         raise ValueError(f"a benchmark needs a rival called {UNTOUCHED!r} in mode 'eager' to compare the others with")
-    calls = {str(index): partial(rival.run or rival.model, images) for index, rival in enumerate(rivals)}
+    calls = {
+        str(index): partial(rival.model if rival.run is None else rival.run, images)
+        for index, rival in enumerate(rivals)
+    }
     with evaluating(*(rival.model for rival in rivals)):
         seconds = latencies(calls, images.device, rounds, max_seconds, progress)
         peaks = {index: peak_memory(call, images.device) for index, call in calls.items()} if memory else {}
@@ -196,7 +201,7 @@ def benchmark(
                 tuple(seconds[str(index)]),
                 gflops(rival.model) if rival.counts else None,
                 peaks[str(index)] + weight_bytes(rival.model) if memory and rival.counts else None,
-                training_bytes(rival, images) if memory else None,
+                training_bytes(rival, images) if training else None,
             )
             for index, rival in enumerate(rivals)
         ),

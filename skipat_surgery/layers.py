@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from .family import Family, Grid
@@ -182,12 +183,24 @@ class SkippedBlock(Grafted):
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         grid, z = carried(x, f"a skipped {type(self).__name__}")
         if z is None:
-            raise RuntimeError(f"a skipped {type(self).__name__} was given no Z: the block before it was left out")
-        x, z = super().__call__(x, z, grid, *args, **kwargs)  # type: ignore[misc]
+            raise RuntimeError(
+                f"a skipped {type(self).__name__} was given no Z: the block before it was left out, or it was called "
+                "twice on the same hidden states without gradients, where the first call uses Z up"
+            )
+        given: Tensor | list[Tensor] = z
+        if not torch.is_grad_enabled():
+            # Only Φ needs this Z. In a list that Φ empties, it is gone before the MLP, where memory peaks; and who
+            # keeps the hidden states does not keep every Z with them.
+            given = [z]
+            carry(x, grid)
+        del z
+        x, z = super().__call__(x, given, grid, *args, **kwargs)  # type: ignore[misc]
         return carry(x, grid, z if self.skipat_feeds_next else None)
 
-    def forward(self, x: Tensor, z: Tensor, grid: Grid, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        box = Box(self.phi(z, grid))
+    def forward(
+        self, x: Tensor, z: Tensor | list[Tensor], grid: Grid, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        box = Box(self.phi(z.pop() if isinstance(z, list) else z, grid))
         x = super().forward(with_box(x, box), *args, **kwargs)  # type: ignore[misc]
         return x, box.empty()
 

@@ -14,6 +14,8 @@ from .config import PhiConfig, SkipatConfig
 from .operation import check_skip
 
 ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
+# What hosts do to Z before they add it: scale it, normalise it, drop some of it.
+ABSORBED = {"mul", "mul_", "__mul__", "__rmul__", "layer_norm", "rms_norm", "dropout"}
 
 
 class Nothing(Tensor):
@@ -21,13 +23,12 @@ class Nothing(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        nothing = next((value for value in args if isinstance(value, Nothing)), None)
         name = getattr(func, "__name__", "")
-        if nothing is None or name.startswith("__get"):
-            return super().__torch_function__(func, types, args, kwargs or {})
         if name in ADDITIONS:
-            return next((value for value in args if isinstance(value, Tensor) and value is not nothing), nothing)
-        return nothing
+            return args[1] if isinstance(args[0], Nothing) else args[0]
+        if name in ABSORBED:
+            return args[0] if isinstance(args[0], Nothing) else args[1]
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 class DeletedAttention(nn.Module):

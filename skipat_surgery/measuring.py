@@ -55,17 +55,19 @@ def latencies(
     Args:
         calls: What to time, by name.
         device: Where they run; on CUDA the time is the device's, between two events.
-        rounds: How many, after `WARM_UP` more that do not count.
+        rounds: How many, after up to `WARM_UP` more that do not count.
         max_seconds: Fewer rounds, though at least five, where they would take longer.
         progress: Whether to show a bar.
     """
     order, drawn = list(calls), random.Random(0)
     found: dict[str, list[float]] = {name: [] for name in calls}
-    start = time.perf_counter()
+    begin = start = time.perf_counter()
     for _ in range(WARM_UP):
         start = time.perf_counter()
         for name in order:
             seconds_of(calls[name], device)
+        if max_seconds is not None and time.perf_counter() - begin > max_seconds:
+            break
     if max_seconds is not None:
         rounds = max(5, min(rounds, round(max_seconds / (time.perf_counter() - start))))
     for _ in tqdm(range(rounds), desc="Timing", unit="round", disable=not progress, leave=False):

@@ -21,6 +21,7 @@ from .pictures import pyplot
 SIDES = (14, 20, 28, 40, 56, 80, 112, 128)
 TOKENS_A_BATCH = 4096
 SHARE_OF_MEMORY = 0.8
+CPU = torch.device("cpu")
 COLUMNS = ("patches", "tokens", "batch", "model", "ms_per_image", "speed", "captured", "forward_bytes_per_image")
 
 
@@ -45,6 +46,7 @@ def sweep(
     build: Callable[[int], nn.Module],
     line_up: Callable[[nn.Module, Tensor], Sequence[Rival]],
     sides: Iterable[int] = SIDES,
+    device: torch.device = CPU,
     max_seconds: float = 60.0,
 ) -> list[Size]:
     """Benchmark a model at one size after another.
@@ -57,26 +59,23 @@ def sweep(
         build: A model for images of so many patches a side, on its device and in its dtype.
         line_up: The models to compare, from that one.
         sides: Patches a side.
+        device: Where the models run.
         max_seconds: For the rounds of each size; at least five rounds are run.
     """
     found: list[Size] = []
     for side in (bar := tqdm(sorted(sides), desc="Sweep", unit="size")):
         tokens = side * side
         bar.set_postfix_str(f"{side}×{side} patches")
-        needed, free = foretold(found, tokens), free_memory(torch.device("cpu"))
-        model = None
-        if needed is None or needed < SHARE_OF_MEMORY * free:
-            model = build(side)
-            free = free_memory(next(model.parameters()).device)
-        if model is None or (needed is not None and needed >= SHARE_OF_MEMORY * free):
-            assert needed is not None
+        needed, free = foretold(found, tokens), free_memory(device)
+        if needed is not None and needed > SHARE_OF_MEMORY * free:
             found.append(Size(side, tokens, None, f"needs up to {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"))
             continue
+        model = build(side)
         tower, parameter = Tower.of(model), next(model.parameters())
         channels, height, width = tower.family.image_size(tower.module)
-        images = torch.randn(max(1, TOKENS_A_BATCH // tokens), channels, height, width)
-        images = images.to(parameter.device, parameter.dtype)
-        comparison = benchmark(line_up(model, images), images, f"{side}×{side} patches", max_seconds=max_seconds)
+        images = torch.randn(max(1, TOKENS_A_BATCH // tokens), channels, height, width).to(device, parameter.dtype)
+        title = f"{side}×{side} patches"
+        comparison = benchmark(line_up(model, images), images, title, max_seconds=max_seconds, training=False)
         found.append(Size(side, tokens, comparison))
     return found
 

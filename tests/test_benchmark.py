@@ -52,6 +52,23 @@ def test_the_limit_of_every_family_runs_and_never_calls_the_msa(case):
         assert not list(fastest.get_submodule(case.msa.format(index)).parameters())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("build", [build_vit, lambda: timm.create_model("test_vit", img_size=32)], ids=["hf", "timm"])
+def test_the_limit_compiles_without_a_break(build):
+    fastest = limit(build().eval(), [1, 2])
+    found, expected = torch.compile(fastest, fullgraph=True, backend="aot_eager")(images()), fastest(images())
+    if not isinstance(found, torch.Tensor):
+        found, expected = found.logits, expected.logits
+    torch.testing.assert_close(found, expected)
+
+
+def test_compiled_models_take_part():
+    rivals = alternatives.line_up(build_vit().eval(), [2, 3], {"cut": PhiConfig()})
+    found = benchmark(rivals + alternatives.compiled(rivals), images(), rounds=5, memory=False, training=False)
+    assert [(row.name, row.mode) for row in found.rows[3:]] == [(rival.name, "compiled") for rival in rivals]
+    assert all(len(row.seconds) == 5 for row in found.rows)
+
+
 def test_the_limit_of_a_cut_model_is_refused():
     with pytest.raises(ValueError, match="untouched"):
         limit(skipat_surgery.apply(build_vit(), [2]), [2])
@@ -107,7 +124,7 @@ def test_peak_memory_is_what_a_call_holds_at_once():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_what_a_cut_model_needs_of_memory(dtype):
-    """Less to train. In a forward, Z is there twice while the MLP runs, which is what sets the untouched peak."""
+    """Less to train. In a forward, Z is there while the MLP runs, which is what sets the untouched model's peak."""
     model = timm.create_model("vit_tiny_patch16_224").to(dtype)
     batch = torch.randn(4, 3, 224, 224, dtype=dtype)
     found = benchmark(alternatives.line_up(model, range(3, 9), {"cut": PhiConfig()}), batch, rounds=1, progress=False)
@@ -115,7 +132,7 @@ def test_what_a_cut_model_needs_of_memory(dtype):
     assert cut.training_bytes < untouched.training_bytes
     z = 4 * 197 * 192 * dtype.itemsize
     weights = dtype.itemsize * 6 * (4 * 192 - 1.5 * 192 - 2 * 192) * 192  # of MSA and Φ, without small change
-    assert cut.forward_bytes <= untouched.forward_bytes + 2 * z - 0.9 * weights
+    assert cut.forward_bytes <= untouched.forward_bytes + z - 0.9 * weights
 
 
 def test_flops_are_counted_per_image_and_the_limit_has_the_fewest():

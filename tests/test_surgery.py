@@ -13,6 +13,7 @@ from models import cut_of, equations
 import skipat_surgery
 from skipat_surgery import PhiConfig
 from skipat_surgery.capture import Tower, observe
+from skipat_surgery.layers import carried_or_none
 
 BLOCK_BY_BLOCK = {
     "ViTModel": (reference.vit_final_tokens, "layers"),
@@ -77,3 +78,17 @@ def test_a_phi_of_its_own_for_each_block(vit):
     assert cut.vit.layers[2].phi.expand.out_features == 8
     assert cut.vit.layers[4].phi.expand.out_features == 64
     assert cut.config.skipat["phi"].keys() == {"2", "4"}
+
+
+@torch.no_grad()
+def test_without_gradients_a_block_uses_its_z_up(vit):
+    """Kept hidden states then do not keep every Z alive; a second call on the same ones is an error, never a guess."""
+    model = skipat_surgery.apply(vit, [2, 3]).eval()
+    seen = []
+    for block in model.vit.layers:
+        block.register_forward_pre_hook(lambda module, args: seen.append((module, args[0])))
+    model(torch.randn(1, 3, 32, 32))
+    assert [state[1] for _, x in seen if (state := carried_or_none(x))] == [None] * 5
+    block, x = seen[2]
+    with pytest.raises(RuntimeError, match="twice"):
+        block(x)
