@@ -52,7 +52,7 @@ def alternatives(untouched: Rival, cut: Rival, skip: Iterable[int], phi: PhiConf
     pruned = prune(untouched.model, images[:1], gflops(untouched.model) - gflops(cut.model))
     cut_too = apply(copy.deepcopy(pruned), skip, phi)
     return [
-        Rival(untouched.name, unfuse(untouched.model), mode="unfused"),
+        *(Rival(rival.name, unfuse(rival.model), mode="unfused") for rival in (untouched, cut)),
         *(int8(rival) for rival in (untouched, cut)),
         Rival(untouched.name, pruned, mode="MLPs pruned"),
         Rival(cut.name, cut_too, mode="MLPs pruned"),

@@ -30,6 +30,9 @@ class Nothing(Tensor):
             return args[0] if isinstance(args[0], Nothing) else args[1]
         return super().__torch_function__(func, types, args, kwargs or {})
 
+    def __deepcopy__(self, memo: Any) -> Nothing:
+        return self
+
 
 class DeletedAttention(nn.Module):
     """Stands in the slot of an MSA and costs nothing, and neither does the residual addition after it."""
