@@ -211,7 +211,8 @@ def read_the_source(forward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[.
     """The forward of a skipped block that hands on the Z it was given, not the one it made."""
 
     def direct(block: nn.Module, x: Tensor, z: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return forward(block, x, z, *args, **kwargs)[0], z
+        source = z[0] if isinstance(z, list) else z  # a list without gradients
+        return forward(block, x, z, *args, **kwargs)[0], source
 
     return direct
 
