@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .benchmark import UNTOUCHED, Comparison, Rival, benchmark
+from .benchmark import LIMIT, UNTOUCHED, Comparison, Rival, benchmark, label
 from .capture import Tower
 from .pictures import pyplot
 
@@ -103,7 +103,7 @@ def lines(sizes: Sequence[Size]) -> dict[str, tuple[list[int], list[float]]]:
         if size.comparison is None:
             continue
         for row in size.comparison.rows:
-            tokens, times = found.setdefault(row.name, ([], []))
+            tokens, times = found.setdefault(label(row), ([], []))
             tokens.append(size.tokens)
             times.append(1e3 * statistics.median(row.seconds) / size.comparison.batch)
     return found
@@ -132,7 +132,7 @@ def write_csv(sizes: Sequence[Size], path: Path) -> None:
                         f"{size.side}x{size.side}",
                         size.tokens,
                         batch,
-                        row.name,
+                        label(row),
                         1e3 * statistics.median(row.seconds) / batch,
                         size.comparison.speed(row).value,
                         "" if captured is None else captured.value,
@@ -144,7 +144,7 @@ def write_csv(sizes: Sequence[Size], path: Path) -> None:
 def markdown(sizes: Sequence[Size]) -> str:
     """Speed over the untouched model by size, with the captured share, for a README."""
     first = next(size.comparison for size in sizes if size.comparison is not None)
-    names = [row.name for row in first.rows if row.name != UNTOUCHED]
+    names = [label(row) for row in first.rows if label(row) != UNTOUCHED]
     out = [
         "| patches | tokens | untouched, ms an image | " + " | ".join(names) + " |",
         "|--" * 3 + "|--:" * len(names) + "|",
@@ -153,19 +153,19 @@ def markdown(sizes: Sequence[Size]) -> str:
         if size.comparison is None:
             out.append(f"| {size.side}×{size.side} | {size.tokens} | left out: {size.reason} |" + " |" * len(names))
             continue
-        out.append(f"| {size.side}×{size.side} | {size.tokens} | " + " | ".join(_cells(size.comparison, names)) + " |")
+        out.append(f"| {size.side}×{size.side} | {size.tokens} | " + " | ".join(_cells(size.comparison)) + " |")
     return "\n".join(out)
 
 
-def _cells(comparison: Comparison, names: Sequence[str]) -> list[str]:
-    untouched = comparison.row(UNTOUCHED)
-    assert untouched is not None
-    cells = [f"{1e3 * statistics.median(untouched.seconds) / comparison.batch:.1f}"]
-    for name in names:
-        row = comparison.row(name)
-        assert row is not None
+def _cells(comparison: Comparison) -> list[str]:
+    cells = []
+    for row in comparison.rows:
         captured = comparison.captured(row)
-        cells.append(f"{comparison.speed(row).value:.2f}×" + ("" if captured is None else f" ({captured.value:.0%})"))
+        if label(row) == UNTOUCHED:
+            cells.append(f"{1e3 * statistics.median(row.seconds) / comparison.batch:.1f}")
+        else:
+            share = "" if captured is None else f" ({captured.value:.0%})"
+            cells.append(f"{comparison.speed(row).value:.2f}×{share}")
     return cells
 
 
@@ -174,9 +174,11 @@ def plot(sizes: Sequence[Size], title: str, path: Path) -> None:
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
     for index, (name, (tokens, times)) in enumerate(lines(sizes).items()):
-        style = "k--" if name == "limit" else "o-"
-        label = f"{name} (slope {slope(tokens, times):.2f})"
-        axis.plot(tokens, times, style, **({} if style == "k--" else {"color": f"C{index}"}), markersize=4, label=label)
+        style = "k--" if name == LIMIT else "o-"
+        legend = f"{name} (slope {slope(tokens, times):.2f})"
+        axis.plot(
+            tokens, times, style, **({} if style == "k--" else {"color": f"C{index}"}), markersize=4, label=legend
+        )
     axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="milliseconds an image", title=title)
     axis.grid(which="both", alpha=0.3)
     axis.legend()
