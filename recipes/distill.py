@@ -66,7 +66,7 @@ class Arguments:
     train_split: str | None = option(None, "Split to distil on; found when left out.")
     eval_split: str | None = option(None, "Split to measure on; found when left out.")
     image_column: str | None = option(None, "Column of images; found when left out.")
-    label_column: str | None = option(None, "Column of labels, for measuring only; 'none' reads none.")
+    label_column: str | None = option(None, "Column of labels: to measure by, to learn from by label_weight; or none.")
     preset: str = option("fast", "How much to spend: fast, standard or long. What is given besides goes before it.")
     skip: str = option("3-8", "Blocks to skip, counted from 0, such as 3-8 or 2,4-6.")
     expansion: float = option(PhiConfig.expansion, "Hidden width of Φ, as a multiple of the model's.")
@@ -130,6 +130,8 @@ class Recipe:
         self.student = skipat_surgery.apply(copy.deepcopy(self.original), skip, self.phi)
         columns = args.train_split, args.eval_split, args.image_column, args.label_column
         self.data = load_data(args.dataset, self.host.num_classes, args.dataset_config, *columns)
+        if config.label_weight and not (self.host.num_classes and self.data.label_column):
+            raise ValueError("label_weight needs a model with classes and a data set with labels: leave it 0")
         self.teacher = self.original
         if args.teacher:
             other = hosts.load(args.teacher)

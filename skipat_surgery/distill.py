@@ -15,7 +15,7 @@ from .capture import Tower, logits_of, num_classes_of, observe
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What each term counts. All compare student and teacher on the same images; none reads a label.
+    """What each term counts. All but `labels` compare student and teacher on the same images.
 
     Args:
         kl: KL divergence of the student's class distribution from the teacher's; nothing for a model without classes.
@@ -24,6 +24,7 @@ class LossWeights:
         blocks: Squared error over variance of the hidden states between the blocks, from the first skipped one on:
             every block is told at once where it went astray, where the other terms reach it through all later ones.
         temperature: Of both distributions in the KL term.
+        labels: Cross-entropy of the student's class distribution with the true class, where an image has one.
     """
 
     kl: float = 1.0
@@ -31,6 +32,7 @@ class LossWeights:
     patches: float = 0.5
     blocks: float = 0.0
     temperature: float = 1.0
+    labels: float = 0.0
 
 
 @dataclass(frozen=True)

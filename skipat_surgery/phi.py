@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .config import PhiConfig
 
@@ -137,11 +141,10 @@ class Phi(nn.Module):
         """
         last = first + grid[0] * grid[1]
         others = z.shape[1] - (last - first)
-        out = self.hidden_patches(z, grid, first)
         room = others > 0 and self.reduce.in_features < self.reduce.out_features
-        if room:
-            out = F.pad(out, (0, 0, first, z.shape[1] - last))
-        out = self.reduce(out)
+        # All tokens go through the Linear, as a slice of Z would have to be copied; GELU copies the patches out anyway.
+        out = self.checkpointed(self.spread, self.expand(z)[:, first:last], grid)
+        out = self.checkpointed(self.narrow, out, (first, z.shape[1] - last) if room else (0, 0))
         if self.eca is not None:
             gate = self.eca(out[:, first:last] if room else out)
             out = out * gate if torch.is_grad_enabled() else out.mul_(gate)
@@ -154,14 +157,26 @@ class Phi(nn.Module):
         out[:, last:] = prefix[:, first:]
         return out
 
-    def hidden_patches(self, z: Tensor, grid: tuple[int, int], first: int) -> Tensor:
-        """(B, N, D) to the hidden units (B, H·W, h) of the patches."""
-        # All tokens go through the Linear, as a slice of Z would have to be copied; GELU copies the patches out anyway.
-        hidden = F.gelu(self.expand(z)[:, first : first + grid[0] * grid[1]])
+    def checkpointed(self, step: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Do a step; in training, where Φ is wider than the MSA's tokens, make its GELU again in the backward.
+
+        The four wide tensors that autograd would keep are more than all that the MSA keeps; two of them are not.
+        """
+        wide = self.expand.out_features > self.expand.in_features
+        if wide and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return checkpoint(step, *args, use_reentrant=False, preserve_rng_state=False)
+        return step(*args)
+
+    def spread(self, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
+        """GELU and depthwise convolution: (B, H·W, h) to (B, h, H, W)."""
         # (B, H·W, h) seen as (B, h, H, W) is channels-last in memory already: neither view copies.
-        hidden = self.depthwise(hidden.unflatten(1, grid).permute(0, 3, 1, 2))
+        return self.depthwise(F.gelu(hidden).unflatten(1, grid).permute(0, 3, 1, 2))
+
+    def narrow(self, hidden: Tensor, room: tuple[int, int]) -> Tensor:
+        """GELU and FC: (B, h, H, W) to (B, H·W, D), with this many more tokens before and after."""
         hidden = F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden)
-        return hidden.permute(0, 2, 3, 1).flatten(1, 2)
+        hidden = hidden.permute(0, 2, 3, 1).flatten(1, 2)
+        return self.reduce(F.pad(hidden, (0, 0, *room)) if any(room) else hidden)
 
     def map_prefix(self, prefix: Tensor, patches: Tensor) -> Tensor:
         """(B, P, D) and (B, H·W, D) to (B, P, D)."""

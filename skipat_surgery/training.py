@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -22,7 +23,7 @@ from . import checkpoints
 from .capture import Tower
 from .checkpoints import Progress
 from .distill import LossWeights, Outputs, distances, distillation_loss, mixup, optimizers, run
-from .images import Stream
+from .images import NO_LABEL, Stream
 from .sharing import front, keep_input, started_at
 
 
@@ -53,6 +54,7 @@ class TrainingConfig:
     patch_weight: float = option(0.5, "Weight of the squared error between the final normalised patch tokens.")
     block_weight: float = option(15.0, "Weight of the squared error over variance between the blocks.")
     temperature: float = option(1.0, "Temperature of the KL term.")
+    label_weight: float = option(0.0, "Weight of the cross-entropy with the labels; 0 reads none in training.")
     eval_steps: int = option(100, "Measure every so many steps; the end is always measured.")
     eval_images: int = option(2000, "Images of a measurement on the way; the last one uses all.")
     checkpoint_steps: int = option(100, "Write a checkpoint to resume from every so many steps.")
@@ -75,16 +77,24 @@ class TrainingConfig:
         for name in ("learning_rate", "max_grad_norm", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("muon_learning_rate", "weight_decay", "mixup", "warmup_steps", "block_weight"):
+        for name in ("muon_learning_rate", "weight_decay", "mixup", "warmup_steps", "block_weight", "label_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.label_weight and self.mixup:
+            raise ValueError("mixup leaves an image without a label of its own: set label_weight or mixup to 0")
         if not 0 <= self.ema_decay < 1 or not 0 < self.min_crop_scale <= 1:
             raise ValueError("ema_decay must lie in [0, 1) and min_crop_scale in (0, 1]")
 
     @property
     def loss_weights(self) -> LossWeights:
         """The weights of the loss terms."""
-        return LossWeights(self.kl_weight, self.prefix_weight, self.patch_weight, self.block_weight, self.temperature)
+        terms = self.kl_weight, self.prefix_weight, self.patch_weight, self.block_weight
+        return LossWeights(*terms, self.temperature, self.label_weight)
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy for each image (B,) of the logits (B, classes) with labels (B,); 0 where the label is unknown."""
+    return F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="none")
 
 
 class Training:
@@ -195,6 +205,8 @@ class Training:
             with accelerator.autocast():
                 found, expected = self._run_both(images)
             terms = distances(found, expected, self.tower.num_prefix_tokens, config.temperature)
+            if config.label_weight and found.logits is not None:
+                terms["labels"] = label_loss(found.logits, batch["labels"])
             loss = distillation_loss(terms, batch["valid"], config.loss_weights)
             accelerator.backward(loss)
             if accelerator.sync_gradients:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import skipat_surgery
-from skipat_surgery import distill, images
+from skipat_surgery import distill, images, training
 from skipat_surgery.distill import LossWeights, Outputs
 
 
@@ -54,6 +54,13 @@ def test_corrupt_images_count_for_nothing(outputs):
     each = terms["kl"] + 2 * terms["prefix"] + 3 * terms["patches"]
     torch.testing.assert_close(distill.distillation_loss(terms, valid, weights), (each[0] + each[2]) / 2)
     assert distill.distillation_loss(terms, torch.zeros(3, dtype=torch.bool), weights) == 0
+
+
+def test_the_label_term_is_the_cross_entropy_and_nothing_without_a_label():
+    logits = torch.randn(3, 4).double()
+    found = training.label_loss(logits, torch.tensor([2, images.NO_LABEL, 0]))
+    p = torch.softmax(logits, dim=1)
+    torch.testing.assert_close(found, torch.stack([-p[0, 2].log(), torch.zeros(()).double(), -p[2, 0].log()]))
 
 
 def test_a_teacher_with_other_tokens_is_compared_by_its_classes(outputs):

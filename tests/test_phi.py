@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import pytest
 import reference
 import torch
+from timm.layers import Attention
+from torch import nn
 
 from skipat_surgery import Phi, PhiConfig
+from skipat_surgery.measuring import peak_memory
 
 CONFIGS = [
     PhiConfig.paper(),
@@ -66,3 +71,17 @@ def test_a_wrong_grid_is_refused():
     phi = Phi(8, 1, PhiConfig())
     with pytest.raises(ValueError, match=r"given 17 tokens, but 1 prefix tokens and a 4×5 patch grid make 21"):
         phi(torch.randn(1, 17, 8), (4, 5))
+
+
+def test_in_training_the_papers_phi_keeps_no_more_than_the_msa_that_it_replaces():
+    dim, grid, depth = 64, (16, 16), 6
+    msas = [nn.Sequential(nn.LayerNorm(dim), Attention(dim, qkv_bias=True)) for _ in range(depth)]
+    phis = [Phi(dim, 1, PhiConfig.paper()) for _ in range(depth)]
+    z = torch.randn(8, 1 + 16 * 16, dim, requires_grad=True)
+
+    def kept(functions):
+        """In tensors of the size of Z, for each function of the chain."""
+        return peak_memory(lambda: reduce(lambda x, function: function(x), functions, z), z.device) / z.nbytes / depth
+
+    by_msa, by_phi = kept(msas), kept([lambda z, phi=phi: phi(z, grid) for phi in phis])
+    assert by_phi < 1.01 * by_msa  # the last Φ's passing tensors, which the peak holds as well, are within the 1 %

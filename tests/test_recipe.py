@@ -276,6 +276,8 @@ BAD = [
     ({"expansion": 0.01}, "expansion must be at least 0.125"),
     ({"solve_images": 9}, "9 images are too few to solve Φ of width 64: give at least 129"),
     ({"max_steps": -1}, "max_steps must not be negative, got -1; 0 leaves the distillation out"),
+    ({"label_weight": 1, "mixup": 0.5}, "set label_weight or mixup to 0"),
+    ({"label_weight": 1, "label_column": "none"}, "label_weight needs a model with classes and a data set with labels"),
     ({"model": "/nowhere/at/all"}, "/nowhere/at/all"),
     ({"dataset": "/nowhere/at/all"}, "/nowhere/at/all cannot be read as a data set"),
 ]
