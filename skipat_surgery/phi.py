@@ -158,9 +158,9 @@ class Phi(nn.Module):
         return out
 
     def checkpointed(self, step: Callable[..., Tensor], *args: Any) -> Tensor:
-        """Do a step; in training, where Φ is wider than the MSA's tokens, make its GELU again in the backward.
+        """Do a step; in training, where Φ is wider than the model, make its GELU again in the backward.
 
-        The four wide tensors that autograd would keep are more than all that the MSA keeps; two of them are not.
+        Four wide tensors are more than all that autograd keeps for the MSA. So it keeps the two before the GELUs.
         """
         wide = self.expand.out_features > self.expand.in_features
         if wide and torch.is_grad_enabled() and not torch.compiler.is_compiling():
