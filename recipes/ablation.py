@@ -30,7 +30,16 @@ import skipat_surgery
 from skipat_surgery import PhiConfig, checkpoints, digits, images
 from skipat_surgery.capture import Tower
 from skipat_surgery.checkpoints import Progress
-from skipat_surgery.cli import load_data, load_model, machine, parse, parse_skip, quiet_libraries, unlabelled
+from skipat_surgery.cli import (
+    keep_freed_memory,
+    load_data,
+    load_model,
+    machine,
+    parse,
+    parse_skip,
+    quiet_libraries,
+    unlabelled,
+)
 from skipat_surgery.distill import Evaluator, freeze_untouched
 from skipat_surgery.presets import PRESETS
 from skipat_surgery.solve import collect, solve_run
@@ -220,6 +229,7 @@ def read_the_source(forward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[.
 def main() -> None:
     """Run, or say in one line why not."""
     quiet_libraries()
+    keep_freed_memory()
     try:
         args, config = parse((Arguments, TrainingConfig), sys.argv[1:], (__doc__ or "").split("\n")[0], PRESETS)
         Ablation(args, config).run()

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 import skipat_surgery
 from skipat_surgery import PhiConfig, checkpoints, digits
-from skipat_surgery.cli import load_data, load_model, machine, parse, quiet_libraries, unlabelled
+from skipat_surgery.cli import keep_freed_memory, load_data, load_model, machine, parse, quiet_libraries, unlabelled
 from skipat_surgery.plan import block_ranges
 from skipat_surgery.training import option
 
@@ -89,6 +89,7 @@ def run(args: Arguments) -> None:
 def main() -> None:
     """Run, or say in one line why not."""
     quiet_libraries()
+    keep_freed_memory()
     try:
         (args,) = parse((Arguments,), sys.argv[1:], (__doc__ or "").split("\n")[0])
         run(args)

@@ -24,7 +24,7 @@ from skipat_surgery import PhiConfig, alternatives, checkpoints, hosts, profiles
 from skipat_surgery import sweep as sweeps
 from skipat_surgery.benchmark import Comparison, Rival, benchmark, summary
 from skipat_surgery.capture import Tower
-from skipat_surgery.cli import machine, parse, parse_skip, quiet_libraries
+from skipat_surgery.cli import keep_freed_memory, machine, parse, parse_skip, quiet_libraries
 from skipat_surgery.training import option
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,6 +48,9 @@ class Arguments:
     sides: str = option(",".join(map(str, sweeps.SIDES)), "Patches a side, for the sweep.")
     profile: bool = option(False, "Show one MSA and one Φ operation by operation instead.")
     memory: bool = option(True, "Measure peak memory.")
+    keep_freed_memory: bool = option(
+        True, "Let the process keep the memory it frees, as with jemalloc; glibc does not."
+    )
     rounds: int = option(40, "How often each model is timed.")
     max_seconds: float = option(60.0, "Fewer rounds where those of one table would take longer.")
     threads: int | None = option(None, "CPU threads; all cores when left out.")
@@ -76,7 +79,9 @@ class Run:
         if unknown:
             raise ValueError(f"--dtypes takes {sorted(DTYPES)}, got {unknown}")
         torch.set_num_threads(args.threads or torch.get_num_threads())
-        self.where = f"{machine(self.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        kept = "kept" if args.keep_freed_memory and keep_freed_memory() else "left to the allocator"
+        threads = f"{torch.get_num_threads()} threads, freed memory {kept}"
+        self.where = f"{machine(self.device)}, {threads}, torch {torch.__version__}"
         terminal = Console()
         self.console = terminal if terminal.is_terminal else Console(width=160)
         self.output = Path(args.output_dir)

@@ -32,6 +32,7 @@ import skipat_surgery
 from skipat_surgery import PhiConfig, checkpoints, digits, hosts, images, results
 from skipat_surgery.checkpoints import Progress
 from skipat_surgery.cli import (
+    keep_freed_memory,
     load_data,
     load_model,
     machine,
@@ -325,6 +326,7 @@ def plain_copy(model: torch.nn.Module) -> torch.nn.Module:
 def main() -> None:
     """Run, or say in one line why not."""
     quiet_libraries()
+    keep_freed_memory()
     try:
         args, config = parse((Arguments, TrainingConfig), sys.argv[1:], (__doc__ or "").split("\n")[0], PRESETS)
         recipe = Recipe(args, config)

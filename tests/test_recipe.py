@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -426,3 +428,24 @@ def test_the_shared_teacher_cut_and_solved(tmp_path):
         solved = (student(measuring).logits.argmax(dim=-1) == expected).float().mean()
     assert cut < 0.65
     assert solved > 0.72
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_used_again_without_page_faults():
+    script = """
+        import resource, torch
+        from skipat_surgery.cli import keep_freed_memory
+
+        def page_faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.ones(2**24)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        left = [page_faults() for _ in range(3)][-1]
+        assert keep_freed_memory()
+        kept = [page_faults() for _ in range(3)][-1]
+        print(left, kept)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    left, kept = map(int, done.stdout.split())
+    assert 20 * kept < left
