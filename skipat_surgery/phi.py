@@ -19,6 +19,11 @@ LINEAR_SHIFT = 4.0
 FRESH_SCALE = 0.25
 
 
+def gelu(hidden: Tensor) -> Tensor:
+    """GELU, in place where no gradient needs what it was given."""
+    return F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden)
+
+
 class EfficientChannelAttention(nn.Conv1d):
     """ECA: each channel is gated by a convolution over its neighbours' token means (paper Eq. 8).
 
@@ -142,8 +147,9 @@ class Phi(nn.Module):
         last = first + grid[0] * grid[1]
         others = z.shape[1] - (last - first)
         room = others > 0 and self.reduce.in_features < self.reduce.out_features
-        # All tokens go through the Linear, as a slice of Z would have to be copied; GELU copies the patches out anyway.
-        out = self.checkpointed(self.spread, self.expand(z)[:, first:last], grid)
+        # All tokens go through the Linear, as a slice of Z would have to be copied, and Z may be wider than the hidden
+        # units. Then the patches are copied out: GELU and the convolution are slow on a slice.
+        out = self.checkpointed(self.spread, self.expand(z)[:, first:last].contiguous(), grid)
         out = self.checkpointed(self.narrow, out, (first, z.shape[1] - last) if room else (0, 0))
         if self.eca is not None:
             gate = self.eca(out[:, first:last] if room else out)
@@ -170,12 +176,11 @@ class Phi(nn.Module):
     def spread(self, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
         """GELU and depthwise convolution: (B, H·W, h) to (B, h, H, W)."""
         # (B, H·W, h) seen as (B, h, H, W) is channels-last in memory already: neither view copies.
-        return self.depthwise(F.gelu(hidden).unflatten(1, grid).permute(0, 3, 1, 2))
+        return self.depthwise(gelu(hidden).unflatten(1, grid).permute(0, 3, 1, 2))
 
     def narrow(self, hidden: Tensor, room: tuple[int, int]) -> Tensor:
         """GELU and FC: (B, h, H, W) to (B, H·W, D), with this many more tokens before and after."""
-        hidden = F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden)
-        hidden = hidden.permute(0, 2, 3, 1).flatten(1, 2)
+        hidden = gelu(hidden).permute(0, 2, 3, 1).flatten(1, 2)
         return self.reduce(F.pad(hidden, (0, 0, *room)) if any(room) else hidden)
 
     def map_prefix(self, prefix: Tensor, patches: Tensor) -> Tensor:
