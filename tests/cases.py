@@ -87,6 +87,8 @@ def output_tensors(output: Any) -> list[Tensor]:
         return [output] if output.is_floating_point() else []
     if isinstance(output, dict):
         output = tuple(output.values())
+    if isinstance(output, list) and output and all(isinstance(item, Tensor) and item.ndim == 2 for item in output):
+        return [torch.stack(output)]  # LLaVA, from transformers 5.24 on: (N, D) of each image
     return [tensor for item in output for tensor in output_tensors(item)] if isinstance(output, (tuple, list)) else []
 
 
