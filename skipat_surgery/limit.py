@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .activations import save_memory
 from .capture import Tower
 from .config import PhiConfig, SkipatConfig
 from .operation import check_skip
@@ -49,7 +50,8 @@ class DeletedAttention(nn.Module):
 def limit(model: nn.Module, skip: Iterable[int]) -> nn.Module:
     """A copy of a model that computes X + MLP(LN(X)) in chosen blocks: no Φ can make a model faster than this.
 
-    The norm before the MSA and the residual addition after it go with the MSA. The output is good for timing only.
+    The norm before the MSA and the residual addition after it go with the MSA; all else is as in a cut model. The
+    output is good for timing only.
 
     Args:
         model: Untouched; it stays so.
@@ -69,6 +71,8 @@ def limit(model: nn.Module, skip: Iterable[int]) -> nn.Module:
     config = SkipatConfig(dict.fromkeys(skip, PhiConfig()))
     check_skip(config, len(tower.blocks), type(model).__name__)
     family = tower.family
+    for index in {*config.skip, *(index - 1 for index in config.skip)}:
+        save_memory(tower.blocks[index], family.attention)  # as in a cut model
     for index in config.skip:
         block = tower.blocks[index]
         setattr(block, family.attention, DeletedAttention(family.returns_tuple))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .activations import save_memory, undo_save_memory
 from .attentions import fill_attentions, unfill_attentions
 from .config import SkipatConfig
 from .family import Family
@@ -90,6 +91,8 @@ def cut(tower: nn.Module, family: Family, config: SkipatConfig, *, keep_removed:
     removed = {i: _skip(blocks[i], family, phi) for i, phi in phis.items()}
     for index in range(max(phis) + 1):
         feeds_next = index + 1 in phis
+        if index in phis or feeds_next:
+            save_memory(blocks[index], family.attention)
         if index in phis:
             blocks[index].skipat_feeds_next = feeds_next  # type: ignore[assignment]
         elif feeds_next:
@@ -122,7 +125,8 @@ def sew(tower: nn.Module) -> None:
             setattr(block, slot, module if module is None else _like(module, block))
         del block.phi, block.skipat_feeds_next
         ungraft(block)
-    for index in range(max(record.removed)):
+    for index in range(max(record.removed) + 1):
+        undo_save_memory(blocks[index])
         if index not in record.removed:
             for slot in filter(None, (family.norm, family.attention)):
                 ungraft(blocks[index].get_submodule(slot))

@@ -11,17 +11,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .config import PhiConfig
+from .depthwise import DepthwiseConv2d
+from .overwriting import may_overwrite
 
 # A hidden unit shifted this far keeps a unit-scale input where GELU is nearly the identity: two GELUs are off by 3 % of
 # the scale. A further shift is closer in float32, but bfloat16 rounds it more coarsely.
 LINEAR_SHIFT = 4.0
 # What a fresh Φ scales Z by before that shift, as the scale of Z is not known without data.
 FRESH_SCALE = 0.25
-
-
-def gelu(hidden: Tensor) -> Tensor:
-    """GELU, in place where no gradient needs what it was given."""
-    return F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden)
 
 
 class EfficientChannelAttention(nn.Conv1d):
@@ -65,7 +62,7 @@ class Phi(nn.Module):
         self.num_prefix_tokens, self.num_suffix_tokens = num_prefix_tokens, num_suffix_tokens
         hidden = max(1, round(dim * config.expansion))
         self.expand = nn.Linear(dim, hidden)
-        self.depthwise = nn.Conv2d(hidden, hidden, config.kernel_size, padding=config.kernel_size // 2, groups=hidden)
+        self.depthwise = DepthwiseConv2d(hidden, config.kernel_size)
         self.reduce = nn.Linear(hidden, dim)
         self.eca = EfficientChannelAttention() if config.channel_attention else None
         mixes = config.prefix == "mix" and num_prefix_tokens + num_suffix_tokens > 0
@@ -153,7 +150,7 @@ class Phi(nn.Module):
         out = self.checkpointed(self.narrow, out, (first, z.shape[1] - last) if room else (0, 0))
         if self.eca is not None:
             gate = self.eca(out[:, first:last] if room else out)
-            out = out * gate if torch.is_grad_enabled() else out.mul_(gate)
+            out = out.mul_(gate) if may_overwrite(self) else out * gate
         if others == 0:
             return out
         prefix = self.map_prefix(torch.cat([z[:, :first], z[:, last:]], dim=1), z[:, first:last])
@@ -176,12 +173,16 @@ class Phi(nn.Module):
     def spread(self, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
         """GELU and depthwise convolution: (B, H·W, h) to (B, h, H, W)."""
         # (B, H·W, h) seen as (B, h, H, W) is channels-last in memory already: neither view copies.
-        return self.depthwise(gelu(hidden).unflatten(1, grid).permute(0, 3, 1, 2))
+        return self.depthwise(self.gelu(hidden).unflatten(1, grid).permute(0, 3, 1, 2))
 
     def narrow(self, hidden: Tensor, room: tuple[int, int]) -> Tensor:
         """GELU and FC: (B, h, H, W) to (B, H·W, D), with this many more tokens before and after."""
-        hidden = gelu(hidden).permute(0, 2, 3, 1).flatten(1, 2)
+        hidden = self.gelu(hidden).permute(0, 2, 3, 1).flatten(1, 2)
         return self.reduce(F.pad(hidden, (0, 0, *room)) if any(room) else hidden)
+
+    def gelu(self, hidden: Tensor) -> Tensor:
+        """GELU, in place where nothing else needs what it is given."""
+        return torch.ops.aten.gelu_(hidden) if may_overwrite(self) else F.gelu(hidden)
 
     def map_prefix(self, prefix: Tensor, patches: Tensor) -> Tensor:
         """(B, P, D) and (B, H·W, D) to (B, P, D)."""

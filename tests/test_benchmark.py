@@ -123,16 +123,13 @@ def test_peak_memory_is_what_a_call_holds_at_once():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_what_a_cut_model_needs_of_memory(dtype):
-    """Less to train. In a forward, Z is there while the MLP runs, which is what sets the untouched model's peak."""
+def test_a_cut_model_needs_less_memory_in_a_forward_and_in_a_training_step(dtype):
     model = timm.create_model("vit_tiny_patch16_224").to(dtype)
     batch = torch.randn(4, 3, 224, 224, dtype=dtype)
     found = benchmark(alternatives.line_up(model, range(3, 9), {"cut": PhiConfig()}), batch, rounds=1, progress=False)
     untouched, cut = found.row(UNTOUCHED), found.row("cut")
     assert cut.training_bytes < untouched.training_bytes
-    z = 4 * 197 * 192 * dtype.itemsize
-    weights = dtype.itemsize * 6 * (4 * 192 - 1.5 * 192 - 2 * 192) * 192  # of MSA and Φ, without small change
-    assert cut.forward_bytes <= untouched.forward_bytes + z - 0.9 * weights
+    assert cut.forward_bytes < untouched.forward_bytes
 
 
 def test_flops_are_counted_per_image_and_the_limit_has_the_fewest():

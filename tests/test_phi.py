@@ -11,6 +11,7 @@ from timm.layers import Attention
 from torch import nn
 
 from skipat_surgery import Phi, PhiConfig
+from skipat_surgery.depthwise import DepthwiseConv2d
 from skipat_surgery.measuring import peak_memory
 
 CONFIGS = [
@@ -85,3 +86,52 @@ def test_in_training_the_papers_phi_keeps_no_more_than_the_msa_that_it_replaces(
 
     by_msa, by_phi = kept(msas), kept([lambda z, phi=phi: phi(z, grid) for phi in phis])
     assert by_phi < 1.01 * by_msa  # the last Φ's passing tensors, which the peak holds as well, are within the 1 %
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+def test_bf16_gradients_of_the_depthwise_convolution(kernel_size, autocast):
+    """As close to float64's as rounding allows."""
+    torch.manual_seed(0)
+    mine, reference = (
+        DepthwiseConv2d(24, kernel_size),
+        nn.Conv2d(24, 24, kernel_size, padding=kernel_size // 2, groups=24),
+    )
+    mine.to(torch.float32 if autocast else torch.bfloat16)
+    reference.double().load_state_dict(mine.state_dict())
+    x = torch.randn(3, 24, 7, 9).bfloat16()
+    inputs, expected_inputs = x.clone().requires_grad_(), x.double().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = mine(inputs)
+    gradient = torch.randn_like(out)
+    out.backward(gradient)
+    reference(expected_inputs).backward(gradient.double())
+    for found, expected in (
+        (inputs.grad, expected_inputs.grad),
+        (mine.weight.grad, reference.weight.grad),
+        (mine.bias.grad, reference.bias.grad),
+    ):
+        error = (found.double() - expected).norm() / expected.norm()
+        assert error < torch.finfo(torch.bfloat16).eps
+    assert out.dtype == torch.bfloat16
+
+
+def test_second_derivatives_of_a_wide_depthwise_convolution():
+    torch.manual_seed(0)
+    convolution = DepthwiseConv2d(4, 5).bfloat16()
+    x = torch.randn(2, 4, 6, 6).bfloat16().requires_grad_()
+    (first,) = torch.autograd.grad(convolution(x).float().square().sum(), x, create_graph=True)
+    first.float().sum().backward()
+    reference, y = nn.Conv2d(4, 4, 5, padding=2, groups=4).double(), x.detach().double().requires_grad_()
+    reference.load_state_dict(convolution.state_dict())
+    (expected,) = torch.autograd.grad(reference(y).square().sum(), y, create_graph=True)
+    expected.sum().backward()
+    torch.testing.assert_close(x.grad.double(), y.grad, atol=0.03 * y.grad.abs().max().item(), rtol=0.02)
+
+
+def test_training_with_a_wide_kernel_in_bf16_takes_no_workspace_of_many_times_z():
+    convolution = DepthwiseConv2d(64, 5).bfloat16()
+    x = torch.randn(2, 64, 32, 32).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+    gradient = torch.randn_like(x)
+    peak = peak_memory(lambda: convolution(x).backward(gradient), x.device)
+    assert peak < 16 * x.nbytes  # oneDNN's own backward takes 25 times the input, and more
