@@ -91,8 +91,6 @@ def cut(tower: nn.Module, family: Family, config: SkipatConfig, *, keep_removed:
     removed = {i: _skip(blocks[i], family, phi) for i, phi in phis.items()}
     for index in range(max(phis) + 1):
         feeds_next = index + 1 in phis
-        if index in phis or feeds_next:
-            save_memory(blocks[index], family.attention)
         if index in phis:
             blocks[index].skipat_feeds_next = feeds_next  # type: ignore[assignment]
         elif feeds_next:
@@ -145,6 +143,7 @@ def _skip(block: nn.Module, family: Family, phi: Phi) -> dict[str, nn.Module | N
     for slot, stand_in in slots.items():
         setattr(block, slot, stand_in)
     graft(block, SkippedBlock)
+    save_memory(block, family.attention)
     block.phi = phi
     return removed
 
@@ -152,6 +151,7 @@ def _skip(block: nn.Module, family: Family, phi: Phi) -> dict[str, nn.Module | N
 def _tap(block: nn.Module, family: Family) -> None:
     """Let an attended block hand its Z on."""
     graft(block, FeedingBlock)
+    save_memory(block, family.attention)
     graft(block.get_submodule(family.attention), TappedAttention)
     if family.norm is not None:
         graft(block.get_submodule(family.norm), BoxedNorm)

@@ -129,7 +129,8 @@ def test_a_cut_model_needs_less_memory_in_a_forward_and_in_a_training_step(dtype
     found = benchmark(alternatives.line_up(model, range(3, 9), {"cut": PhiConfig()}), batch, rounds=1, progress=False)
     untouched, cut = found.row(UNTOUCHED), found.row("cut")
     assert cut.training_bytes < untouched.training_bytes
-    assert cut.forward_bytes < untouched.forward_bytes
+    weights = dtype.itemsize * 6 * (4 * 192 - 0.5 * 192 - 2 * 192) * 192  # of MSA and Φ, without small change
+    assert cut.forward_bytes <= untouched.forward_bytes - 0.99 * weights
 
 
 def test_flops_are_counted_per_image_and_the_limit_has_the_fewest():
