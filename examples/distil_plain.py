@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 import skipat_surgery
-from skipat_surgery import digits
+from skipat_surgery.commands import digits
 
 host = digits.train_teacher(steps=120)
 teacher, data = host.model, digits.load_digits()

@@ -1,15 +1,15 @@
 """Convert pretrained vision transformers to Skip-Attention (SkipAT, arXiv 2301.02240)."""
 
-from .align import AlignResult, align
+from .analysis.cka import Similarity, cka
+from .analysis.planning import Plan, plan
 from .authors import load_authors
-from .config import PhiConfig, SkipatConfig
-from .families import UnsupportedModelError
-from .modeling import register_with_auto_classes
-from .phi import Phi
-from .plan import Plan, plan
-from .report import Report, report
-from .similarity import Similarity, cka
-from .solve import SolveResult, solve
+from .convert.align import AlignResult, align
+from .convert.solve import SolveResult, solve
+from .core.config import PhiConfig, SkipatConfig
+from .core.finding import UnsupportedModelError
+from .core.modeling import register_with_auto_classes
+from .core.phi import Phi
+from .measure.report import Report, report
 from .surgery import apply, restore
 
 __all__ = [

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from .config import PhiConfig
+from .core.config import PhiConfig
 from .surgery import apply
 
 SKIP = range(3, 9)

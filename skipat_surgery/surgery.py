@@ -10,11 +10,12 @@ from typing import TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import modeling, timm_model
-from .config import PhiConfig, SkipatConfig
-from .families import UnsupportedModelError, find_tower
-from .layers import graft, ungraft
-from .operation import check_skip, cut, record_of, sew
+from . import timm_model
+from .core import modeling
+from .core.config import PhiConfig, SkipatConfig
+from .core.cutting import check_skip, cut, record_of, sew
+from .core.finding import UnsupportedModelError, find_tower
+from .core.grafting import graft, ungraft
 
 Model = TypeVar("Model", bound=nn.Module)
 

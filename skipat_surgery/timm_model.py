@@ -14,12 +14,12 @@ import timm
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
-from .card import model_card, write_card
-from .config import SkipatConfig
-from .families import families_of, find_tower
-from .hub import push
-from .layers import Grafted, graft
-from .operation import check_skip, cut
+from .core.card import model_card, write_card
+from .core.config import SkipatConfig
+from .core.cutting import check_skip, cut
+from .core.finding import families_of, find_tower
+from .core.grafting import Grafted, graft
+from .core.hub import push
 
 ARCHITECTURE = "skipat_vit"
 
@@ -32,7 +32,7 @@ class HubModel(Grafted):
         save(self, save_directory)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Push the checkpoint and its model card to the Hub: see `skipat_surgery.hub.push`."""
+        """Push the checkpoint and its model card to the Hub: see `skipat_surgery.core.hub.push`."""
         return push(self.save_pretrained, repo_id, **kwargs)
 
 

@@ -1,7 +1,7 @@
 """Small models of every supported family, built from configs with random weights: what the contract runs on.
 
-A new family is one `Case` here, next to its entry in `skipat_surgery/*_families.py`. The first case of a family is its
-lead: it stands for the family in the slow parts of the contract.
+A new family is one `Case` here, next to its entry in `skipat_surgery/core/*_families.py`. The first case of a family is
+its lead: it stands for the family in the slow parts of the contract.
 """
 
 from __future__ import annotations

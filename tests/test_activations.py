@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import skipat_surgery
 from skipat_surgery import PhiConfig
-from skipat_surgery.activations import IN_PLACE, InPlaceActivation, in_place
-from skipat_surgery.measuring import peak_memory
+from skipat_surgery.core.in_place import IN_PLACE, InPlaceActivation, in_place
+from skipat_surgery.measure.memory import peak_memory
 
 WIDE = {"hidden_size": 64, "intermediate_size": 256, "image_size": 128}
 HOSTS = {

@@ -10,9 +10,10 @@ from cases import case_named
 
 import skipat_surgery
 from skipat_surgery import PhiConfig
-from skipat_surgery.align import phi_output, repeated
-from skipat_surgery.capture import Tower, z_of
-from skipat_surgery.distill import relative_error
+from skipat_surgery.convert.align import phi_output, repeated
+from skipat_surgery.convert.losses import relative_error
+from skipat_surgery.observing import z_of
+from skipat_surgery.tower import Tower
 
 
 @pytest.fixture

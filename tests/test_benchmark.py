@@ -16,10 +16,16 @@ from cases import LEADS
 from torch import nn
 
 import skipat_surgery
-from recipes import benchmark as recipe
-from skipat_surgery import PhiConfig, alternatives, measuring, sweep
-from skipat_surgery.benchmark import LIMIT, UNTOUCHED, Comparison, Rival, Row, benchmark, summary
-from skipat_surgery.limit import limit
+from benchmarks import alternatives, profiles, sweep
+from skipat_surgery import PhiConfig
+from skipat_surgery.commands import benchmark as command
+from skipat_surgery.measure import timing
+from skipat_surgery.measure.benchmark import LIMIT, UNTOUCHED, Comparison, Rival, Row, benchmark, summary
+from skipat_surgery.measure.counting import gflops
+from skipat_surgery.measure.limit import limit
+from skipat_surgery.measure.line_up import compiled
+from skipat_surgery.measure.line_up import line_up as models_of
+from skipat_surgery.measure.memory import peak_memory
 
 CPU = torch.device("cpu")
 build_vit = small_models.hf("ViTForImageClassification", "ViTConfig")
@@ -63,8 +69,8 @@ def test_the_limit_compiles_without_a_break(build):
 
 
 def test_compiled_models_take_part():
-    rivals = alternatives.line_up(build_vit().eval(), [2, 3], {"cut": PhiConfig()})
-    found = benchmark(rivals + alternatives.compiled(rivals), images(), rounds=5, memory=False, training=False)
+    rivals = models_of(build_vit().eval(), [2, 3], {"cut": PhiConfig()})
+    found = benchmark(rivals + compiled(rivals), images(), rounds=5, memory=False, training=False)
     assert [(row.name, row.mode) for row in found.rows[3:]] == [(rival.name, "compiled") for rival in rivals]
     assert all(len(row.seconds) == 5 for row in found.rows)
 
@@ -78,17 +84,17 @@ def test_the_limit_of_a_cut_model_is_refused():
 
 def test_every_call_is_timed_in_every_round():
     made: list[str] = []
-    found = measuring.latencies({name: lambda name=name: made.append(name) for name in "abc"}, CPU, rounds=7)
+    found = timing.latencies({name: lambda name=name: made.append(name) for name in "abc"}, CPU, rounds=7)
     assert {name: len(seconds) for name, seconds in found.items()} == dict.fromkeys("abc", 7)
     rounds = [made[i : i + 3] for i in range(0, len(made), 3)]
-    assert len(rounds) == 7 + measuring.WARM_UP
+    assert len(rounds) == 7 + timing.WARM_UP
     assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds)
     assert len({tuple(turn) for turn in rounds}) > 1  # in an order of its own
 
 
 def test_the_interval_holds_the_true_median_in_95_of_100_runs():
     drawn = random.Random(0)
-    runs = [measuring.Estimate.of([drawn.lognormvariate(0, 1) for _ in range(40)]) for _ in range(2000)]
+    runs = [timing.Estimate.of([drawn.lognormvariate(0, 1) for _ in range(40)]) for _ in range(2000)]
     assert 0.94 < sum(run.low <= 1 <= run.high for run in runs) / len(runs) < 0.985
 
 
@@ -116,17 +122,17 @@ def test_a_run_whose_spread_drowns_the_difference_says_so():
 
 def test_peak_memory_is_what_a_call_holds_at_once():
     x = torch.randn(1000, 1000)
-    assert measuring.peak_memory(lambda: x.exp(), CPU) == 4_000_000
-    assert measuring.peak_memory(lambda: x.exp().exp(), CPU) == 8_000_000
-    assert measuring.peak_memory(lambda: x.exp().exp().exp(), CPU) == 8_000_000
-    assert measuring.peak_memory(lambda: x.sum(), CPU) < 1000
+    assert peak_memory(lambda: x.exp(), CPU) == 4_000_000
+    assert peak_memory(lambda: x.exp().exp(), CPU) == 8_000_000
+    assert peak_memory(lambda: x.exp().exp().exp(), CPU) == 8_000_000
+    assert peak_memory(lambda: x.sum(), CPU) < 1000
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_cut_model_needs_less_memory_in_a_forward_and_in_a_training_step(dtype):
     model = timm.create_model("vit_tiny_patch16_224").to(dtype)
     batch = torch.randn(4, 3, 224, 224, dtype=dtype)
-    found = benchmark(alternatives.line_up(model, range(3, 9), {"cut": PhiConfig()}), batch, rounds=1, progress=False)
+    found = benchmark(models_of(model, range(3, 9), {"cut": PhiConfig()}), batch, rounds=1, progress=False)
     untouched, cut = found.row(UNTOUCHED), found.row("cut")
     assert cut.training_bytes < untouched.training_bytes
     weights = dtype.itemsize * 6 * (4 * 192 - 0.5 * 192 - 2 * 192) * 192  # of MSA and Φ, without small change
@@ -135,7 +141,7 @@ def test_a_cut_model_needs_less_memory_in_a_forward_and_in_a_training_step(dtype
 
 def test_flops_are_counted_per_image_and_the_limit_has_the_fewest():
     model = build_vit().eval()
-    found = benchmark(alternatives.line_up(model, [2, 3], {"cut": PhiConfig()}), images(), rounds=1, progress=False)
+    found = benchmark(models_of(model, [2, 3], {"cut": PhiConfig()}), images(), rounds=1, progress=False)
     width, tokens, msas = 32, 17, 2
     msa = 2 * (4 * width * width * tokens + 2 * tokens * tokens * width) / 1e9
     difference = found.row(UNTOUCHED).gflops - found.row(LIMIT).gflops
@@ -162,11 +168,11 @@ def test_unfused_attention_is_the_same_model(case):
 def test_pruning_saves_what_the_cut_saves_and_goes_with_it(build):
     pytest.importorskip("torch_pruning")
     model = build().eval()
-    whole = measuring.gflops(model)
+    whole = gflops(model)
     pruned = alternatives.prune(model, images(1), 0.2 * whole)
-    assert measuring.gflops(pruned) == pytest.approx(0.8 * whole, rel=0.08)  # widths are multiples of 8
+    assert gflops(pruned) == pytest.approx(0.8 * whole, rel=0.08)  # widths are multiples of 8
     both = skipat_surgery.apply(copy.deepcopy(pruned), [2, 3])
-    assert measuring.gflops(both) < measuring.gflops(pruned)
+    assert gflops(both) < gflops(pruned)
     with torch.no_grad():
         assert both(images()).logits.isfinite().all()
 
@@ -187,7 +193,7 @@ def test_a_sweep_leaves_out_what_would_not_fit(monkeypatch, tmp_path):
         return small_models.hf("ViTForImageClassification", "ViTConfig", image_size=8 * side)().eval()
 
     def line_up(model, images):
-        return alternatives.line_up(model, [2, 3], {"cut": PhiConfig()})
+        return models_of(model, [2, 3], {"cut": PhiConfig()})
 
     monkeypatch.setattr(sweep, "TOKENS_A_BATCH", 64)
     sizes = sweep.sweep(build, line_up, [2, 4, 8], max_seconds=0.1)
@@ -227,14 +233,18 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("extra", [[], ["--sweep", "true", "--sides", "2,4"], ["--profile", "true"]], ids=str)
-def test_the_recipe(folder, tmp_path, extra):
+@pytest.mark.parametrize(
+    ("script", "extra"),
+    [(command, []), (sweep, ["--sides", "2,4"]), (profiles, [])],
+    ids=["benchmark", "sweep", "profiles"],
+)
+def test_the_command(folder, tmp_path, script, extra):
     threads = torch.get_num_threads()
     args = ["--model", str(folder), "--skip", "2-3", "--image_sizes", "32,64", "--dtypes", "fp32", "--rounds", "5"]
-    recipe.main([*args, "--expansions", "0.25,paper", "--max_seconds", "1", "--output_dir", str(tmp_path), *extra])
+    script.main([*args, "--expansions", "0.25,paper", "--max_seconds", "1", "--output_dir", str(tmp_path), *extra])
     found, text = json.loads((tmp_path / "benchmark.json").read_text()), (tmp_path / "benchmark.md").read_text()
     assert f"{threads} threads" in found["machine"]
-    if "--profile" in extra:
+    if script is profiles:
         assert "norm and MSA" in text
         assert "aten::mkldnn_convolution" in text
         return
@@ -242,12 +252,12 @@ def test_the_recipe(folder, tmp_path, extra):
     names = [row["name"] for row in found["tables"][0]["rows"]]
     assert names == ["untouched", "cut, expansion 0.25", "cut, the paper's Φ", "limit"]
     assert all(len(row["seconds"]) >= 5 for table in found["tables"] for row in table["rows"])
-    assert (tmp_path / "sweep.csv").exists() == ("--sweep" in extra)
+    assert (tmp_path / "sweep.csv").exists() == (script is sweep)
 
 
-def test_the_recipe_refuses_what_it_does_not_know(folder, tmp_path):
+def test_the_command_refuses_what_it_does_not_know(folder, tmp_path):
     with pytest.raises(ValueError, match="--dtypes takes"):
-        recipe.main(["--model", str(folder), "--dtypes", "int4", "--output_dir", str(tmp_path)])
+        command.main(["--model", str(folder), "--dtypes", "int4", "--output_dir", str(tmp_path)])
 
 
 def test_phi_gives_the_same_numbers_with_and_without_gradients():

@@ -9,8 +9,18 @@ import pytest
 import torch
 
 import skipat_surgery
-from skipat_surgery import distill, images, training
-from skipat_surgery.distill import LossWeights, Outputs
+from skipat_surgery.convert.evaluation import Evaluator
+from skipat_surgery.convert.losses import (
+    NO_LABEL,
+    LossWeights,
+    distances,
+    distillation_loss,
+    label_loss,
+    mixup,
+)
+from skipat_surgery.convert.optimizers import freeze_untouched, optimizers
+from skipat_surgery.convert.stream import Stream
+from skipat_surgery.observing import Outputs
 
 
 @pytest.fixture
@@ -21,7 +31,7 @@ def outputs():
 
 def test_terms_equal_their_definitions(outputs):
     student, teacher = outputs
-    terms = distill.distances(student, teacher, num_prefix_tokens=1, temperature=2.0)
+    terms = distances(student, teacher, num_prefix_tokens=1, temperature=2.0)
     p, q = (torch.softmax(o.logits / 2, dim=1) for o in (teacher, student))
     torch.testing.assert_close(terms["kl"], 4 * (p * (p / q).log()).sum(dim=1))
     cls_s, cls_t = student.tokens[:, 0], teacher.tokens[:, 0]
@@ -43,22 +53,22 @@ def test_the_states_between_blocks_are_compared_over_their_variance(outputs):
         y = expected[:, tokens]
         variance = ((y - y.reshape(-1, 4).mean(dim=0)) ** 2).mean()
         terms.append(((found[:, tokens] - y) ** 2).mean(dim=(1, 2)) / variance)
-    torch.testing.assert_close(distill.distances(student, teacher, 1)["blocks"], (terms[0] + terms[1]) / 2)
-    assert "blocks" not in distill.distances(student, outputs[1], 1)
+    torch.testing.assert_close(distances(student, teacher, 1)["blocks"], (terms[0] + terms[1]) / 2)
+    assert "blocks" not in distances(student, outputs[1], 1)
 
 
 def test_corrupt_images_count_for_nothing(outputs):
-    terms = distill.distances(*outputs, num_prefix_tokens=1)
+    terms = distances(*outputs, num_prefix_tokens=1)
     weights = LossWeights(kl=1.0, prefix=2.0, patches=3.0)
     valid = torch.tensor([True, False, True])
     each = terms["kl"] + 2 * terms["prefix"] + 3 * terms["patches"]
-    torch.testing.assert_close(distill.distillation_loss(terms, valid, weights), (each[0] + each[2]) / 2)
-    assert distill.distillation_loss(terms, torch.zeros(3, dtype=torch.bool), weights) == 0
+    torch.testing.assert_close(distillation_loss(terms, valid, weights), (each[0] + each[2]) / 2)
+    assert distillation_loss(terms, torch.zeros(3, dtype=torch.bool), weights) == 0
 
 
 def test_the_label_term_is_the_cross_entropy_and_nothing_without_a_label():
     logits = torch.randn(3, 4).double()
-    found = training.label_loss(logits, torch.tensor([2, images.NO_LABEL, 0]))
+    found = label_loss(logits, torch.tensor([2, NO_LABEL, 0]))
     p = torch.softmax(logits, dim=1)
     torch.testing.assert_close(found, torch.stack([-p[0, 2].log(), torch.zeros(()).double(), -p[2, 0].log()]))
 
@@ -66,14 +76,14 @@ def test_the_label_term_is_the_cross_entropy_and_nothing_without_a_label():
 def test_a_teacher_with_other_tokens_is_compared_by_its_classes(outputs):
     student, teacher = outputs
     other = Outputs(teacher.logits, torch.randn(3, 9, 6).double())
-    assert set(distill.distances(student, other, 1)) == {"kl"}
+    assert set(distances(student, other, 1)) == {"kl"}
     with pytest.raises(ValueError, match="neither classes nor the shape of their tokens in common"):
-        distill.distances(student, Outputs(None, other.tokens), 1)
+        distances(student, Outputs(None, other.tokens), 1)
 
 
 def test_what_still_equals_the_teacher_is_frozen(vit):
     cut = skipat_surgery.apply(copy.deepcopy(vit), [3])
-    distill.freeze_untouched(cut)
+    freeze_untouched(cut)
     trained = {name for name, p in cut.named_parameters() if p.requires_grad}
     frozen = {name for name, p in cut.named_parameters() if not p.requires_grad}
     assert all(
@@ -86,9 +96,9 @@ def test_what_still_equals_the_teacher_is_frozen(vit):
 
 def test_every_trainable_parameter_has_one_optimiser(vit):
     cut = skipat_surgery.apply(vit, [3])
-    distill.freeze_untouched(cut)
+    freeze_untouched(cut)
     for muon in (0.0, 1e-3):
-        chosen = distill.optimizers(cut, 1e-3, muon, 0.01)
+        chosen = optimizers(cut, 1e-3, muon, 0.01)
         owned = [id(p) for optimizer in chosen for group in optimizer.param_groups for p in group["params"]]
         assert sorted(owned) == sorted(id(p) for p in cut.parameters() if p.requires_grad)
         assert len(chosen) == (2 if muon else 1)
@@ -96,11 +106,11 @@ def test_every_trainable_parameter_has_one_optimiser(vit):
 
 def test_mixup_is_a_convex_mixture_and_repeatable():
     batch = torch.randn(4, 3, 2, 2)
-    first, again = (distill.mixup(batch, 0.8, torch.Generator().manual_seed(5)) for _ in range(2))
+    first, again = (mixup(batch, 0.8, torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, batch)
     torch.testing.assert_close(first.mean(dim=0), batch.mean(dim=0))  # every image is used in the same shares
-    assert distill.mixup(batch, 0.0, torch.Generator()) is batch
+    assert mixup(batch, 0.0, torch.Generator()) is batch
 
 
 def test_evaluation_equals_plain_counting(vit):
@@ -112,7 +122,7 @@ def test_evaluation_equals_plain_counting(vit):
         dict(zip(keys, parts, strict=True))
         for parts in zip(*(t.split(4) for t in (pixels, labels, valid)), strict=True)
     ]
-    found = distill.Evaluator(vit, labelled=True, gather=lambda row: row)(cut, batches)
+    found = Evaluator(vit, labelled=True, gather=lambda row: row)(cut, batches)
     with torch.no_grad():
         mine, theirs = cut(pixels).logits.argmax(dim=1)[:9], vit(pixels).logits.argmax(dim=1)[:9]
     assert (found["images"], found["corrupt"]) == (9, 1)
@@ -122,8 +132,8 @@ def test_evaluation_equals_plain_counting(vit):
 
 
 def test_a_stream_resumed_anywhere_is_the_rest_of_the_stream():
-    whole = list(images.Stream(length=7, total=20, seed=3))
+    whole = list(Stream(length=7, total=20, seed=3))
     assert sorted(index for _, index in whole[:7]) == list(range(7))
     assert [index for _, index in whole[:7]] != [index for _, index in whole[7:14]]
     for start in range(21):
-        assert list(images.Stream(length=7, total=20, seed=3, start=start)) == whole[start:]
+        assert list(Stream(length=7, total=20, seed=3, start=start)) == whole[start:]

@@ -11,8 +11,8 @@ from timm.layers import Attention
 from torch import nn
 
 from skipat_surgery import Phi, PhiConfig
-from skipat_surgery.depthwise import DepthwiseConv2d
-from skipat_surgery.measuring import peak_memory
+from skipat_surgery.core.depthwise import DepthwiseConv2d
+from skipat_surgery.measure.memory import peak_memory
 
 CONFIGS = [
     PhiConfig.paper(),

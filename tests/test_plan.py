@@ -13,8 +13,8 @@ from cases import case_named
 
 import skipat_surgery
 from skipat_surgery import PhiConfig
-from skipat_surgery.config import SkipatConfig
-from skipat_surgery.runs import Score, by_count, combine
+from skipat_surgery.analysis.search import Score, by_count, combine
+from skipat_surgery.core.config import SkipatConfig
 
 NARROW = PhiConfig(expansion=0.25)
 

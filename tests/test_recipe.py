@@ -24,10 +24,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
 
 import skipat_surgery
-from skipat_surgery import PhiConfig, cli, digits, hosts
-from skipat_surgery.cli import parse_skip
-from skipat_surgery.presets import PRESETS, teacher_steps
-from skipat_surgery.training import TrainingConfig
+from skipat_surgery import PhiConfig
+from skipat_surgery.commands import digits, loading
+from skipat_surgery.commands.options import parse, parse_skip
+from skipat_surgery.commands.presets import PRESETS, teacher_steps
+from skipat_surgery.convert.settings import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 ACCELERATE = Path(sys.executable).with_name("accelerate")
@@ -136,7 +137,7 @@ def test_it_writes_what_it_says(whole_run):
 def test_its_figures_are_true(whole_run, teacher):
     """Agreement and top-1, measured again by a few plain lines."""
     data = digits.load_digits()["test"]
-    student, original = hosts.load(str(whole_run / "last")), hosts.load(str(teacher))
+    student, original = loading.load(str(whole_run / "last")), loading.load(str(teacher))
     pixels = student.preprocess([image.convert("RGB") for image in data["image"]])
     with torch.no_grad():
         found, expected = (host.model(pixels).logits.argmax(dim=-1) for host in (student, original))
@@ -240,7 +241,7 @@ def test_a_backbone_without_classes_learns_from_features(tmp_path):
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 64}
     processor = ViTImageProcessor(size={"height": 16, "width": 16})
-    host = hosts.from_transformers(ViTModel(ViTConfig(**shape, image_size=16, patch_size=4)), processor)
+    host = loading.from_transformers(ViTModel(ViTConfig(**shape, image_size=16, patch_size=4)), processor)
     host.save(host.model, tmp_path / "teacher")
     done = launch(tmp_path / "run", 2, model=tmp_path / "teacher", skip="2-4")
     assert done.returncode == 0, done.stderr
@@ -253,7 +254,7 @@ def test_a_timm_model_built_and_trained_here_is_saved_and_reloaded(tmp_path):
     torch.manual_seed(0)
     shape = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 8, "num_heads": 4, "mlp_ratio": 2.0}
     model = timm.create_model("vit_tiny_patch16_224", num_classes=10, **shape)
-    host = hosts.from_timm(model)
+    host = loading.from_timm(model)
     rows = digits.load_digits()
     train, test = (host.preprocess([i.convert("RGB") for i in rows[split]["image"]]) for split in ("train", "test"))
     digits.fit(model, train, torch.tensor(rows["train"]["label"]), steps=80)
@@ -384,7 +385,7 @@ def test_presets_give_way_to_the_file_and_the_command_line(tmp_path):
         preset: str = "fast"
 
     def read(*argv: str) -> tuple:
-        return cli.parse((Preset, TrainingConfig), list(argv), "", PRESETS)
+        return parse((Preset, TrainingConfig), list(argv), "", PRESETS)
 
     assert read()[1].max_steps == PRESETS["fast"]["max_steps"]
     preset, config = read(str(file), "--warmup_steps", "3")
@@ -412,9 +413,9 @@ def test_the_shared_teacher_cut_and_solved(tmp_path):
     """On the real teacher and images: solving in closed form wins most of the agreement back."""
     from conftest import shared
 
-    from skipat_surgery import images
+    from skipat_surgery.commands import images
 
-    host = hosts.load(str(shared("models/cifar10-vit-tiny")))
+    host = loading.load(str(shared("models/cifar10-vit-tiny")))
     data = images.load_image_data(str(shared("data/cifar10")))
     collate = images.Collate(host.preprocess, host.image_mode, host.image_size)
     train, test = (images.ImageItems(part, "image", "label", "RGB") for part in (data.train, data.evaluation))
@@ -434,7 +435,7 @@ def test_the_shared_teacher_cut_and_solved(tmp_path):
 def test_freed_memory_is_used_again_without_page_faults():
     script = """
         import resource, torch
-        from skipat_surgery.cli import keep_freed_memory
+        from skipat_surgery.commands.machine import keep_freed_memory
 
         def page_faults():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

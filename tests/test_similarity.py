@@ -11,7 +11,8 @@ import transformers
 from cases import case_named
 
 import skipat_surgery
-from skipat_surgery.capture import Tower, z_of
+from skipat_surgery.observing import z_of
+from skipat_surgery.tower import Tower
 
 
 @pytest.fixture

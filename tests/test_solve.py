@@ -10,7 +10,8 @@ import torch
 
 import skipat_surgery
 from skipat_surgery import PhiConfig
-from skipat_surgery.capture import Tower, z_of
+from skipat_surgery.observing import z_of
+from skipat_surgery.tower import Tower
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from small_models import SHAPE
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, ViTForImageClassification, ViTModel
 
 import skipat_surgery
-from skipat_surgery import modeling
+from skipat_surgery.core import modeling
 
 CASE = case_named("ViTForImageClassification")
 

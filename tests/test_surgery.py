@@ -12,8 +12,9 @@ from models import cut_of, equations
 
 import skipat_surgery
 from skipat_surgery import PhiConfig
-from skipat_surgery.capture import Tower, observe
-from skipat_surgery.layers import carried_or_none
+from skipat_surgery.core.carrying import carried_or_none
+from skipat_surgery.observing import observe
+from skipat_surgery.tower import Tower
 
 BLOCK_BY_BLOCK = {
     "ViTModel": (reference.vit_final_tokens, "layers"),

@@ -15,7 +15,7 @@ import transformers
 
 import skipat_surgery
 from skipat_surgery import PhiConfig
-from skipat_surgery.config import FORMAT_VERSION
+from skipat_surgery.core.config import FORMAT_VERSION
 
 DATA = Path(__file__).parent / "data"
 STORED = sorted(path.relative_to(DATA).as_posix() for path in DATA.glob("v*/*") if path.is_dir())

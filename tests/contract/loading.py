@@ -34,7 +34,7 @@ def check(folder: Path, how: str) -> None:
         mapped = transformers.AutoModel._model_mapping.get(type(settings), None)
         if loader is transformers.AutoModel and getattr(mapped, "__name__", None) != config["architectures"][0]:
             # No Auto class gives this one for its config, or only AutoBackbone, which reads no folder.
-            loader = getattr(importlib.import_module("skipat_surgery.modeling"), config["architectures"][0])
+            loader = getattr(importlib.import_module("skipat_surgery.core.modeling"), config["architectures"][0])
     again = folder.parent / f"{folder.name} again"
     for source, target in ((folder, again), (again, None)):
         model = loader.from_pretrained(source, **options)

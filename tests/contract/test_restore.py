@@ -11,7 +11,7 @@ from models import SKIP, assert_same
 from torch import nn
 
 import skipat_surgery
-from skipat_surgery import operation
+from skipat_surgery.core import cutting
 
 pytestmark = [pytest.mark.contract("restore"), pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)]
 
@@ -62,7 +62,7 @@ def test_a_failed_apply_leaves_the_model_untouched(case: Case, monkeypatch: pyte
     before, weights = state(model), copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"skip names \[9\]"):
         skipat_surgery.apply(model, [2, 9])
-    monkeypatch.setattr(operation, "Phi", lambda *args: 1 / 0)  # such as running out of memory
+    monkeypatch.setattr(cutting, "Phi", lambda *args: 1 / 0)  # such as running out of memory
     with pytest.raises(ZeroDivisionError):
         skipat_surgery.apply(model, [2, 3])
     assert state(model) == before

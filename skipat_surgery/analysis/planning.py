@@ -1,0 +1,194 @@
+"""Which blocks to skip, and with which Φ, for a budget.
+
+Every run of blocks is cut alone, its Φs are solved in closed form, and its score is how far the model then is from the
+untouched one on images held out from the fit. What a Φ saves is measured on this machine. Dynamic programming puts runs
+together for each number of skipped blocks, taking scores to add up; what it chooses is then cut, solved and measured as
+a whole, so that every figure of a plan was seen, not predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..core.config import PhiConfig, SkipatConfig
+from ..tower import Tower
+from .scoring import Point, Session
+from .search import Choice, Score, by_count, combine
+
+
+@dataclass(frozen=True)
+class Plan(Mapping[int, PhiConfig]):
+    """Which blocks to skip: a mapping from block to Φ, as `apply` takes it, and the measurements that it comes from.
+
+    Args:
+        chosen: The set of blocks.
+        speedup: Measured, over the untouched model with the attention it came with, side by side.
+        paper: The paper's middle half of the blocks (3-8 of 12).
+        paper_speedup: Measured in the same run.
+        frontier: The best found for each number of blocks, fewest first.
+        scores: All runs that were scored.
+        images: How many images fitted, and how many scored.
+    """
+
+    chosen: Point
+    speedup: float
+    paper: Point
+    paper_speedup: float
+    frontier: tuple[Point, ...]
+    scores: tuple[Score, ...]
+    images: tuple[int, int]
+
+    def __getitem__(self, block: int) -> PhiConfig:
+        return self.chosen.choice.phi[block]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.chosen.choice.phi)
+
+    def __len__(self) -> int:
+        return len(self.chosen.choice.phi)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    def table(self) -> Table:
+        """The frontier, with the paper's blocks and the chosen ones."""
+        shown = Table(
+            title=f"Solved, not trained; scored on {self.images[1]} images", title_justify="left", box=box.SIMPLE_HEAD
+        )
+        for name in ("", "blocks", "expansion", "divergence", "agree %", "predicted", "measured"):
+            shown.add_column(name, justify="left" if name in ("", "blocks") else "right", no_wrap=True)
+        rows: list[tuple[str, Point, float | None]] = [("", point, None) for point in self.frontier]
+        rows += [("paper", self.paper, self.paper_speedup), ("chosen", self.chosen, self.speedup)]
+        for name, point, measured in rows:
+            phi = point.choice.phi
+            shown.add_row(
+                name,
+                block_ranges(phi),
+                ",".join(dict.fromkeys(f"{config.expansion:g}" for config in phi.values())),
+                f"{point.divergence:.4f}",
+                "–" if point.agreement is None else f"{100 * point.agreement:.1f}",
+                f"{point.choice.speedup:.2f}×",
+                "" if measured is None else f"{measured:.2f}×",
+            )
+        return shown
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the frontier: speed against agreement, with the chosen point and the paper's marked."""
+        from .pictures import frontier
+
+        classifies = self.chosen.agreement is not None
+
+        def line(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+            values = [100 * p.agreement if p.agreement is not None else p.divergence for p in points]
+            return [p.choice.speedup for p in points], values
+
+        marks = {
+            "best found for each number of blocks": line(self.frontier),
+            f"the paper's {block_ranges(self.paper.choice.phi)}, measured {self.paper_speedup:.2f}×": line(
+                [self.paper]
+            ),
+            f"chosen {block_ranges(self.chosen.choice.phi)}, measured {self.speedup:.2f}×": line([self.chosen]),
+        }
+        label = "agreement with the untouched model, %" if classifies else "divergence from the untouched model"
+        frontier(marks, label, f"Φ solved, not trained; {self.images[1]:,} images", Path(path))
+
+
+def plan(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    speedup: float | None = None,
+    n_skip: int | None = None,
+    max_kl: float | None = None,
+    phi: PhiConfig | Sequence[PhiConfig] | None = None,
+    max_run: int | None = None,
+) -> Plan:
+    """Choose which blocks of a model to skip, and the Φ of each. The model is left untouched.
+
+    Args:
+        model: An untouched model of a supported family.
+        batches: Image batches (B, C, H, W), or mappings with ``pixel_values``; no labels are needed. They are gone
+            through more than once: a list or a DataLoader. Each fourth batch is held out from the fits and scores.
+        speedup: The speed-up to reach over the untouched model; the set that diverges least is chosen.
+        n_skip: The number of blocks to skip; the set that diverges least is chosen.
+        max_kl: The divergence not to pass (KL for a classifier); the fastest set is chosen.
+        phi: The Φ to use, or several to choose from for each run. ``PhiConfig()`` when left out.
+        max_run: The longest run to consider; half the blocks when left out.
+
+    Raises:
+        ValueError: Not exactly one budget is given, it cannot be met, the model is cut, or there are too few images.
+
+    Example:
+        >>> plan = skipat_surgery.plan(model, loader, n_skip=4)  # doctest: +SKIP
+        >>> skipat_surgery.apply(model, skip=plan)  # doctest: +SKIP
+    """
+    given = {"speedup": speedup, "n_skip": n_skip, "max_kl": max_kl}
+    if sum(value is not None for value in given.values()) != 1:
+        raise ValueError(f"give exactly one of speedup, n_skip and max_kl, got {given}")
+    phis = (phi or PhiConfig(),) if isinstance(phi, PhiConfig) or phi is None else tuple(phi)
+    tower = Tower.of(model)
+    if tower.skip:
+        raise ValueError("the model is cut; plan needs it untouched: skipat_surgery.restore(model) first")
+    depth = len(tower.blocks)
+    if n_skip is not None and not 1 <= n_skip < depth:
+        raise ValueError(f"n_skip must be from 1 to {depth - 1} for {depth} blocks, got {n_skip}")
+    session = Session(model, phis, batches)
+    scores = session.scores(max_run or max(1, depth // 2))
+    choices = combine(scores, depth, session.saved)
+    best = [group[0] for group in by_count(choices).values()]  # each group is in order of divergence
+    frontier = tuple(session.measure(choice) for choice in tqdm(best, desc="Measuring the frontier", unit="set"))
+    middle = dict.fromkeys(range(max(1, depth // 4), max(2, 3 * depth // 4)), phis[0])
+    paper = session.measure(Choice(middle, session.predicted(middle), None))
+    chosen = choose(session, choices, frontier, speedup, n_skip, max_kl)
+    fast = session.speedups(chosen.choice.phi, paper.choice.phi)
+    return Plan(chosen, fast[0], paper, fast[1], frontier, scores, session.images)
+
+
+def choose(
+    session: Session,
+    choices: Sequence[Choice],
+    frontier: Sequence[Point],
+    speedup: float | None,
+    n_skip: int | None,
+    max_kl: float | None,
+) -> Point:
+    """The point that meets the one budget that is given best.
+
+    Raises:
+        ValueError: None meets it; with the nearest there is.
+    """
+    if n_skip is not None:
+        met = [point for point in frontier if len(point.choice.phi) == n_skip]
+        if not met:
+            raise ValueError(f"no set of {n_skip} blocks is made of runs this short: give a larger max_run")
+        return met[0]
+    if max_kl is not None:
+        within = [point for point in frontier if point.divergence <= max_kl]
+        if not within:
+            least = min(point.divergence for point in frontier)
+            raise ValueError(f"max_kl={max_kl} cannot be kept: the least, with one block skipped, is {least:.4f}")
+        return max(within, key=lambda point: point.choice.speedup)
+    assert speedup is not None
+    fast = [choice for choice in choices if choice.speedup >= speedup]
+    if not fast:
+        most = max(choice.speedup for choice in choices)
+        raise ValueError(
+            f"speedup={speedup} is out of reach: {most:.2f} is the most that skipping blocks gives on this machine; a "
+            "narrower Φ, a larger image or a lower budget may help"
+        )
+    return session.measure(min(fast, key=lambda choice: choice.divergence or 0.0))
+
+
+def block_ranges(blocks: Iterable[int]) -> str:
+    """``"3-5,8"`` of 3, 4, 5, 8, as the recipes' ``--skip`` takes it."""
+    runs = SkipatConfig.parse(blocks).runs
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -1,0 +1,132 @@
+"""How far a model is from the untouched one once blocks are cut and solved, and what each Φ saves: all measured."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..convert.losses import LossWeights, distances
+from ..convert.solve import check_enough, collect, solve, solve_run
+from ..core.config import PhiConfig
+from ..measure.timing import throughput
+from ..observing import Outputs, evaluating, outputs_of, pixels_of
+from ..surgery import apply, restore
+from ..tower import Tower
+from .search import Choice, Score
+
+HELD_OUT = 4  # each fourth batch scores, the others fit
+
+
+@dataclass(frozen=True)
+class Point:
+    """A choice that was cut, solved as a whole, and measured on the held-out images.
+
+    Args:
+        choice: What was cut.
+        divergence: As in `Score`.
+        agreement: The share of images put in the same class; None for a model without classes.
+    """
+
+    choice: Choice
+    divergence: float
+    agreement: float | None
+
+
+class Session:
+    """A model being planned, a copy of it to cut, and the images.
+
+    Args:
+        model: Untouched; it stays so.
+        phis: The Φ to choose from.
+        batches: Image batches; each fourth is held out from the fits, and scores.
+
+    Raises:
+        ValueError: There are too few images to fit.
+    """
+
+    def __init__(self, model: nn.Module, phis: Sequence[PhiConfig], batches: Iterable[Any]) -> None:
+        self.model, self.copy, self.phis = model, copy.deepcopy(model), phis
+        device = next(model.parameters()).device
+        every = [pixels_of(batch).to(device) for batch in batches]
+        held_out = every[HELD_OUT - 1 :: HELD_OUT] or every[-1:]
+        self.held_out = held_out
+        self.fit = [batch for batch in every if not any(batch is other for other in held_out)]
+        self.images = sum(map(len, self.fit)), sum(map(len, self.held_out))
+        check_enough(self.images[0], apply(copy.deepcopy(model), [1], phis[0]))
+        tower = Tower.of(model)
+        with evaluating(model):
+            self.expected = [outputs_of(model, tower, batch) for batch in self.held_out]
+        self.saved = self._savings()
+
+    def _savings(self) -> dict[PhiConfig, float]:
+        """What one skipped block saves of the untouched model's latency, by Φ, all timed side by side."""
+        depth = len(Tower.of(self.model).blocks)
+        rivals = {"full": self.model}
+        for index, phi in enumerate(self.phis):
+            rivals[str(index)] = apply(copy.deepcopy(self.model), range(1, depth), phi)
+        speed = throughput(rivals, self.held_out[0])
+        return {phi: (1 - speed["full"] / speed[str(index)]) / (depth - 1) for index, phi in enumerate(self.phis)}
+
+    def predicted(self, phi: Mapping[int, PhiConfig]) -> float:
+        """The speed-up that the savings of its blocks add up to."""
+        return 1 / (1 - sum(self.saved[config] for config in phi.values()))
+
+    def scores(self, max_run: int) -> tuple[Score, ...]:
+        """Cut and solve every run of blocks alone, with every Φ, and see how far the model then is."""
+        tower, found = Tower.of(self.model), []
+        depth = len(tower.blocks)
+        with evaluating(self.model), tqdm(total=depth - 1, desc="Scoring runs", unit="start") as bar:
+            for first in range(1, depth):
+                reach = tuple(range(first, min(depth, first + max_run)))
+                _, moments = collect(tower, tower, reach, self.fit)
+                for phi in self.phis:
+                    for end in range(1, len(reach) + 1):
+                        apply(self.copy, reach[:end], phi)
+                        solve_run(Tower.of(self.copy), reach[:end], *moments)
+                        found.append(Score(reach[:end], phi, self.distance()[0]))
+                        restore(self.copy)
+                bar.update()
+        return tuple(found)
+
+    def measure(self, choice: Choice) -> Point:
+        """Cut a set of blocks, solve its Φs as a whole, and measure it."""
+        apply(self.copy, choice.phi)
+        solve(self.copy, self.model, self.fit)
+        divergence, agreement = self.distance()
+        restore(self.copy)
+        return Point(choice, divergence, agreement)
+
+    def distance(self) -> tuple[float, float | None]:
+        """How far the copy, as it is cut, is from the model on the held-out images; and its agreement."""
+        torch.clear_autocast_cache()
+        tower = Tower.of(self.copy)
+        values: list[Tensor] = []
+        same: list[Tensor] = []
+        with evaluating(self.copy):
+            for images, expected in zip(self.held_out, self.expected, strict=True):
+                found = outputs_of(self.copy, tower, images)
+                values.append(divergence_of(found, expected, tower.num_prefix_tokens))
+                if found.logits is not None and expected.logits is not None:
+                    same.append(found.logits.argmax(dim=-1) == expected.logits.argmax(dim=-1))
+        return float(torch.cat(values).mean()), float(torch.cat(same).double().mean()) if same else None
+
+    def speedups(self, *sets: Mapping[int, PhiConfig]) -> list[float]:
+        """The measured speed-up of cut models over the untouched one, side by side."""
+        rivals = {"full": self.model, **{str(i): apply(copy.deepcopy(self.model), s) for i, s in enumerate(sets)}}
+        speed = throughput(rivals, self.held_out[0])
+        return [speed[str(i)] / speed["full"] for i in range(len(sets))]
+
+
+def divergence_of(found: Outputs, expected: Outputs, num_prefix_tokens: int) -> Tensor:
+    """KL for each image (B,), or for a model without classes the token terms of the distillation loss."""
+    terms = distances(found, expected, num_prefix_tokens)
+    if "kl" in terms:
+        return terms["kl"]
+    weights = LossWeights()
+    return sum((getattr(weights, name) * term for name, term in terms.items()), torch.zeros(()))

@@ -1,0 +1,151 @@
+"""Measure a cut model beside the untouched one (SDPA) and the limit, the MSA deleted at no cost.
+
+    python recipes/benchmark.py --model timm/vit_base_patch16_224 --image_sizes 224,384 --dtypes fp32,bf16
+    python recipes/benchmark.py --compile true
+
+Only the configuration of a model is read: weights are random, as speed does not depend on them. Writes a JSON with
+every sample and a markdown table into the output directory.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from skipat_surgery import PhiConfig
+
+from ..convert.settings import option
+from ..measure.benchmark import Comparison, Rival, benchmark, summary
+from ..measure.line_up import compiled, line_up
+from ..tower import Tower
+from . import loading, run_state
+from .machine import keep_freed_memory, machine, quiet_libraries
+from .options import parse, parse_skip
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    model: str = option("timm/vit_small_patch16_224", "timm/NAME, HF id or directory; only its configuration is read.")
+    skip: str = option("3-8", "Blocks to skip, such as 3-8 or 2,4-6.")
+    image_sizes: str = option("224", "Pixels a side, such as 224,384,512,1024.")
+    dtypes: str = option("bf16", "fp32, bf16 or fp16, several with commas.")
+    batch_size: int | None = option(None, "Images a batch; about 2,048 tokens in all when left out.")
+    expansions: str = option("0.25,0.5", "Widths of Φ; 'paper' is the paper's Φ.")
+    kernel_size: int = option(PhiConfig.kernel_size, "Kernel of Φ's depthwise convolution.")
+    channel_attention: bool = option(PhiConfig.channel_attention, "Whether Φ has ECA.")
+    compile: bool = option(False, "Measure the compiled models as well.")
+    memory: bool = option(True, "Measure peak memory.")
+    keep_freed_memory: bool = option(
+        True, "Let the process keep the memory it frees, as with jemalloc; glibc does not."
+    )
+    rounds: int = option(40, "How often each model is timed.")
+    max_seconds: float = option(60.0, "Fewer rounds where those of one table would take longer.")
+    threads: int | None = option(None, "CPU threads; all cores when left out.")
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "Where to run.")
+    output_dir: str = option("outputs/benchmark", "Where everything is written.")
+
+    @property
+    def phis(self) -> dict[str, PhiConfig]:
+        """The Φ to cut with, by the name of their row."""
+        found = {}
+        for width in self.expansions.split(","):
+            if width == "paper":
+                found["cut, the paper's Φ"] = PhiConfig.paper()
+            else:
+                phi = PhiConfig(float(width), self.kernel_size, self.channel_attention)
+                found[f"cut, expansion {phi.expansion:g}"] = phi
+        return found
+
+
+class Benchmark:
+    """The models to compare, and where what was measured is written."""
+
+    def __init__(self, args: Arguments) -> None:
+        self.args, self.skip, self.device = args, parse_skip(args.skip), torch.device(args.device)
+        unknown = sorted(set(args.dtypes.split(",")) - set(DTYPES))
+        if unknown:
+            raise ValueError(f"--dtypes takes {sorted(DTYPES)}, got {unknown}")
+        torch.set_num_threads(args.threads or torch.get_num_threads())
+        kept = "kept" if args.keep_freed_memory and keep_freed_memory() else "left to the allocator"
+        threads = f"{torch.get_num_threads()} threads, freed memory {kept}"
+        self.where = f"{machine(self.device)}, {threads}, torch {torch.__version__}"
+        terminal = Console()
+        self.console = terminal if terminal.is_terminal else Console(width=160)
+        self.output = Path(args.output_dir)
+        self.output.mkdir(parents=True, exist_ok=True)
+
+    def model(self, image_size: int | None, dtype: str) -> nn.Module:
+        """The untouched model."""
+        torch.manual_seed(0)
+        return loading.build(self.args.model, image_size).to(self.device, DTYPES[dtype])
+
+    def line_up(self, model: nn.Module, images: torch.Tensor) -> list[Rival]:
+        """Everything that is compared with it."""
+        found = line_up(model, self.skip, self.args.phis)
+        if self.args.compile:
+            found += compiled(found)
+        return found
+
+    def compare(self) -> list[Comparison]:
+        """A table for every size and dtype."""
+        found = []
+        for size in map(int, self.args.image_sizes.split(",")):
+            for dtype in self.args.dtypes.split(","):
+                torch.compiler.reset()
+                model = self.model(size, dtype)
+                images = self.images(model, size, dtype)
+                title = f"{self.args.model}, blocks {self.args.skip}, {size} px, {dtype}, batch {len(images)}"
+                args, rivals = self.args, self.line_up(model, images)
+                comparison = benchmark(
+                    rivals, images, title, args.rounds, args.max_seconds, memory=args.memory, training=args.memory
+                )
+                self.console.print(comparison.table())
+                for line in comparison.drowned():
+                    self.console.print(f"[yellow]{line}[/]")
+                found.append(comparison)
+        return found
+
+    def images(self, model: nn.Module, size: int, dtype: str) -> torch.Tensor:
+        """A batch of noise."""
+        tower = Tower.of(model)
+        channels = tower.family.image_size(tower.module)[0]
+        height, width = tower.family.grid(tower.module)
+        batch = self.args.batch_size or max(1, 2048 // (height * width))
+        return torch.randn(batch, channels, size, size).to(self.device, DTYPES[dtype])
+
+    def write(self, comparisons: Sequence[Comparison], text: str) -> None:
+        """Write what was found, and say where."""
+        found = {"machine": self.where, "arguments": asdict(self.args), "tables": [c.to_dict() for c in comparisons]}
+        run_state.write_json(self.output / "benchmark.json", found)
+        text = f"{text}\n\n`python {shlex.join(sys.argv)}`, {self.where}\n"
+        (self.output / "benchmark.md").write_text(text)
+        self.console.print(text, markup=False)
+        self.console.print(f"Written to {self.output}")
+
+    def run(self) -> None:
+        """Compare, and write the tables."""
+        comparisons = self.compare()
+        tables = [f"{comparison.title}\n\n{comparison.markdown()}" for comparison in comparisons]
+        self.write(comparisons, "\n\n".join([*tables, summary(comparisons)]))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    (args,) = parse((Arguments,), sys.argv[1:] if argv is None else argv, "Measure a cut model.")
+    quiet_libraries()
+    Benchmark(args).run()
+
+
+if __name__ == "__main__":
+    main()

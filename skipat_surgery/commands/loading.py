@@ -1,0 +1,146 @@
+"""Loading a model with its own preprocessing, and saving it again, alike for transformers and timm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import transformers
+from PIL.Image import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from .. import timm_model
+from ..core.card import model_card, write_card
+from ..observing import num_classes_of
+from ..tower import Tower
+
+TIMM_PREFIX = "timm/"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and what belongs to it.
+
+    Args:
+        model: The model.
+        preprocess: Images as the model wants them: a list of PIL images to (B, C, H, W).
+        image_mode: The PIL mode that `preprocess` takes, ``"RGB"`` or ``"L"``.
+        processor: transformers' image processor; None for timm, whose configuration the model itself holds.
+    """
+
+    model: nn.Module
+    preprocess: Callable[[list[Image]], Tensor]
+    image_mode: str
+    processor: Any = None
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes of a classifier; None for a model without a classifier."""
+        return num_classes_of(self.model)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images that the model is configured for."""
+        tower = Tower.of(self.model)
+        _, height, width = tower.family.image_size(tower.module)
+        return height, width
+
+    def save(self, model: nn.Module, directory: str | Path) -> None:
+        """Write a model of this kind as a standard checkpoint, with its preprocessing beside it."""
+        if self.processor is None:
+            timm_model.save(model, directory)
+        else:
+            model.save_pretrained(directory)  # type: ignore[operator]
+            self.processor.save_pretrained(directory)
+
+
+def load(name: str) -> LoadedModel:
+    """Load a model, cut or not, in evaluation mode.
+
+    Args:
+        name: A Hugging Face id, a directory that transformers or timm wrote, or ``timm/NAME`` with any name that
+            ``timm.create_model`` takes.
+
+    Raises:
+        OSError: There is no such model, or no image processor beside it.
+    """
+    directory = Path(name)
+    if name.startswith(TIMM_PREFIX) and not directory.is_dir():
+        return from_timm(timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=True))
+    config_file = directory / "config.json"
+    if config_file.is_file() and "architecture" in json.loads(config_file.read_text()):
+        return from_timm(timm.create_model(f"local-dir:{directory}", pretrained=True))
+    config = AutoConfig.from_pretrained(name)
+    model = class_of(config).from_pretrained(name)
+    return from_transformers(model, AutoImageProcessor.from_pretrained(name))
+
+
+def class_of(config: Any) -> Any:
+    """The class that loads a transformers checkpoint: for a classifier the Auto class, which knows its cut form too."""
+    architecture = (config.architectures or [""])[0].removeprefix("Skipat")
+    if "ForImageClassification" in architecture:
+        return transformers.AutoModelForImageClassification
+    return getattr(transformers, architecture, AutoModel)
+
+
+def build(name: str, image_size: int | None = None) -> nn.Module:
+    """Build a model with random weights, in evaluation mode: good for its speed, without its weights at hand.
+
+    Args:
+        name: As `load` takes it. Of a Hugging Face id or directory only the configuration is read.
+        image_size: Pixels a side; the configured size when left out.
+    """
+    if name.startswith(TIMM_PREFIX):
+        size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+        return timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=False, **size).eval()
+    config = AutoConfig.from_pretrained(name)
+    if image_size is not None:
+        getattr(config, "vision_config", config).image_size = image_size
+    builder = class_of(config)
+    return (builder.from_config(config) if hasattr(builder, "from_config") else builder(config)).eval()
+
+
+def from_transformers(model: Any, processor: Any) -> LoadedModel:
+    """A transformers model with its image processor."""
+
+    def preprocess(images: list[Image]) -> Tensor:
+        return processor(images=images, return_tensors="pt")["pixel_values"]
+
+    mode = "L" if getattr(model.config, "num_channels", 3) == 1 else "RGB"
+    return LoadedModel(model.eval(), preprocess, mode, processor)
+
+
+def from_timm(model: nn.Module) -> LoadedModel:
+    """A timm model, with the preprocessing of its data configuration."""
+    data_config = timm.data.resolve_model_data_config(model)
+    tower = Tower.of(model)  # timm goes by the pretrained size, whatever size the model was built for
+    data_config["input_size"] = tower.family.image_size(tower.module)
+    transform: Any = timm.data.create_transform(**data_config, is_training=False)
+
+    def preprocess(images: list[Image]) -> Tensor:
+        return torch.stack([transform(image) for image in images])
+
+    return LoadedModel(model.eval(), preprocess, "L" if data_config["input_size"][0] == 1 else "RGB")
+
+
+def add_results(directory: str | Path, results: dict[str, Any]) -> None:
+    """Record in a saved checkpoint how it was distilled, and write its model card anew.
+
+    Args:
+        directory: Where `LoadedModel.save` wrote a cut model.
+        results: What the recipe measured, without the course of it.
+    """
+    config_file = Path(directory) / "config.json"
+    config = json.loads(config_file.read_text())
+    skipat = config["model_args"]["skipat"] if "architecture" in config else config["skipat"]
+    skipat["results"] = results
+    config_file.write_text(json.dumps(config, indent=2) + "\n")
+    card = Path(directory) / "README.md"
+    card.unlink(missing_ok=True)
+    write_card(directory, model_card(skipat, results["host"], results["auto_class"]))

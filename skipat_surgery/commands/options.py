@@ -1,0 +1,57 @@
+"""Reading the arguments of a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def parse(
+    kinds: tuple[Any, ...], argv: list[str], description: str, presets: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[Any, ...]:
+    """Read a command line into dataclasses.
+
+    Args:
+        kinds: The dataclasses.
+        argv: The arguments. Where the first is a YAML file, it holds defaults for the others.
+        description: For ``--help``.
+        presets: What each value of ``--preset`` sets; the file and the command line go before it.
+
+    Raises:
+        ValueError: The file names an unknown argument, or there is no such preset.
+    """
+    parser = HfArgumentParser(kinds, description=description)
+    known = {action.dest for action in parser._actions}
+    defaults: dict[str, Any] = {}
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        defaults = yaml.safe_load(Path(argv[0]).read_text()) or {}
+        if unknown := sorted(set(defaults) - known):
+            raise ValueError(f"{argv[0]} holds unknown arguments {unknown}; see --help")
+        argv = argv[1:]
+    parser.set_defaults(**defaults)
+    if presets is not None:
+        preset = parser.parse_known_args(argv)[0].preset
+        if preset not in presets:
+            raise ValueError(f"--preset must be one of {sorted(presets)}, got {preset!r}")
+        parser.set_defaults(**{**presets[preset], **defaults})
+    return parser.parse_args_into_dataclasses(args=argv)
+
+
+def parse_skip(text: str) -> list[int]:
+    """``"2,4-6"`` as [2, 4, 5, 6].
+
+    Raises:
+        ValueError: The text is not of that form.
+    """
+    blocks: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            blocks += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise ValueError(f"--skip must be of the form 3-8 or 2,4-6, got {text!r}") from None
+    return blocks

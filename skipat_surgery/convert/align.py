@@ -1,0 +1,183 @@
+"""Layerwise training of Φ against the teacher's Z: what the closed form of `solve` cannot express.
+
+Only Φ is trained, and neither model runs further than the last skipped block. A fresh Φ is best given the teacher's own
+Z first, so that all learn at once from a true input; a solved one what the Φ before it really makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from tqdm.auto import tqdm
+
+from ..core.family import Grid
+from ..observing import evaluating, pixels_of, z_of
+from ..tower import Tower, check_pair
+from .losses import relative_error
+
+# On a plateau the learning rate falls by this factor; at this share of its start the training stops.
+FACTOR, LOWEST = 0.3, 0.05
+# A solved Φ lies in a narrow valley, and the first steps of AdamW are of full size whatever the gradient.
+WARMUP = 15
+
+
+@dataclass(frozen=True)
+class AlignResult:
+    """What the alignment did.
+
+    Args:
+        steps: The batches that were used.
+        errors: Of each step, the squared error over the variance of the teacher's Z, in the mean over the blocks and
+            over patches and prefix tokens.
+    """
+
+    steps: int
+    errors: tuple[float, ...]
+
+
+def align(
+    model: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable[Any],
+    steps: int = 60,
+    forced: float = 0.0,
+    learning_rate: float = 1e-4,
+    patience: int = 20,
+) -> AlignResult:
+    """Train every Φ of a cut model against its teacher's Z, in place, and nothing else.
+
+    The loss is the squared error over the variance of the teacher's Z in the batch, of each block, patches and prefix
+    tokens apart, so that blocks of any scale count alike. It stops early once the loss no longer falls.
+
+    Args:
+        model: A cut model.
+        teacher: The model it was made from, untouched.
+        batches: Image batches (B, C, H, W), or mappings with ``pixel_values``; no labels are needed. They are gone
+            through again where they are fewer than `steps`.
+        steps: The most batches to use.
+        forced: The share of the steps in which each Φ is given the teacher's Z, not that of the Φ before it. None by
+            default: `solve` has fitted each Φ to what the one before it really makes, and the teacher's Z leads it
+            away from there.
+        learning_rate: Of AdamW, after a warm-up of 15 batches; a plateau lowers it.
+        patience: Batches without a better loss that make a plateau. After three of them the teacher's Z gives way to
+            the chain, and the chain ends the training.
+
+    Raises:
+        ValueError: The model is not cut, the teacher is, or there are no images.
+
+    Example:
+        >>> skipat_surgery.solve(student, teacher, [images])  # doctest: +SKIP
+        >>> skipat_surgery.align(student, teacher, loader, steps=100)  # doctest: +SKIP
+    """
+    student, original = check_pair(model, teacher)
+    phis = nn.ModuleList(student.blocks[index].phi for index in student.skip)  # type: ignore[misc]
+    wanted = [parameter.requires_grad for parameter in phis.parameters()]
+    phis.requires_grad_(True)
+    try:
+        with evaluating(model, teacher):
+            errors = _train(student, original, phis, repeated(batches, steps), steps, forced, learning_rate, patience)
+    finally:
+        for parameter, trained in zip(phis.parameters(), wanted, strict=True):
+            parameter.grad = None
+            parameter.requires_grad_(trained)
+        torch.clear_autocast_cache()
+    return AlignResult(len(errors), tuple(errors))
+
+
+def plateau(optimizer: torch.optim.Optimizer, learning_rate: float, patience: int) -> ReduceLROnPlateau:
+    """A schedule that begins at this rate."""
+    set_rate(optimizer, learning_rate)
+    return ReduceLROnPlateau(optimizer, factor=FACTOR, patience=patience, threshold=0.01)
+
+
+def _train(
+    student: Tower,
+    original: Tower,
+    phis: nn.ModuleList,
+    batches: Iterator[Any],
+    steps: int,
+    forced: float,
+    learning_rate: float,
+    patience: int,
+) -> list[float]:
+    """Train until the batches end or the chain's loss stops falling; the arguments are those of `align`."""
+    optimizer = torch.optim.AdamW(phis.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    errors: list[float] = []
+    chained, schedule = False, plateau(optimizer, learning_rate, patience)
+    bar = tqdm(batches, total=steps, desc="Aligning", unit="step")
+    for step, batch in enumerate(bar):
+        if not chained and (step >= round(forced * steps) or over(schedule, learning_rate)):
+            chained, schedule = True, plateau(optimizer, learning_rate, patience)
+        if step < WARMUP:
+            set_rate(optimizer, learning_rate * (step + 1) / WARMUP)
+        pixels = pixels_of(batch).to(next(phis.parameters()).device)
+        errors.append(_step(student, original, pixels, chained, optimizer))
+        if step >= WARMUP:
+            schedule.step(errors[-1])
+        bar.set_postfix(error=f"{errors[-1]:.4f}")
+        if chained and over(schedule, learning_rate):
+            break
+    return errors
+
+
+def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give all parameters this rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def over(schedule: ReduceLROnPlateau, learning_rate: float) -> bool:
+    """Whether the loss has stopped falling, even at the lowest rate."""
+    return float(schedule.get_last_lr()[0]) < LOWEST * learning_rate
+
+
+def repeated(batches: Iterable[Any], count: int) -> Iterator[Any]:
+    """So many batches, from the start again where they end.
+
+    Raises:
+        ValueError: There are none, or they cannot be gone through again.
+    """
+    given = 0
+    while given < count:
+        before = given
+        for batch in batches:
+            yield batch
+            given += 1
+            if given == count:
+                return
+        if given == before:
+            raise ValueError(
+                f"batches ended after {given}, and could not be gone through again: pass a list or a DataLoader"
+            )
+
+
+def _step(student: Tower, original: Tower, pixels: Tensor, chained: bool, optimizer: torch.optim.Optimizer) -> float:
+    """One batch; returns the loss."""
+    sources = [run[0] - 1 for run in student.config.runs]
+    targets = z_of(original, {*sources, *student.skip}, pixels)
+    # The first run starts from blocks that are the teacher's own; a later one from what the student has become.
+    later = z_of(student, sources[1:], pixels) if chained and len(sources) > 1 else {}
+    with torch.enable_grad():
+        losses = []
+        for run in student.config.runs:
+            z = later.get(run[0] - 1, targets[run[0] - 1])
+            for index in run:
+                z = phi_output(student, index, z if chained else targets[index - 1], student.grid(pixels))
+                losses.append(relative_error(z.float(), targets[index].float(), student.num_prefix_tokens).mean())
+        loss = torch.stack(losses).mean()
+        loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    torch.clear_autocast_cache()  # the casts of the weights as they were
+    return float(loss.detach())
+
+
+def phi_output(tower: Tower, index: int, z: Tensor, grid: Grid) -> Tensor:
+    """What a block's Φ makes of Z (B, N, D), both with the patches last as `z_of` gives them."""
+    phi: Any = tower.blocks[index].phi
+    return phi.map_tokens(z, grid, tower.num_prefix_tokens)

@@ -1,0 +1,104 @@
+"""What a distillation compares, and what each term counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..observing import Outputs
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What each term counts. All but `labels` compare student and teacher on the same images.
+
+    Args:
+        kl: KL divergence of the student's class distribution from the teacher's; nothing for a model without classes.
+        prefix: 1 - cosine of the prefix tokens (CLS) after the last norm.
+        patches: Squared error of the normalised patch tokens after the last norm.
+        blocks: Squared error over variance of the hidden states between the blocks, from the first skipped one on:
+            every block is told at once where it went astray, where the other terms reach it through all later ones.
+        temperature: Of both distributions in the KL term.
+        labels: Cross-entropy of the student's class distribution with the true class, where an image has one.
+    """
+
+    kl: float = 1.0
+    prefix: float = 0.5
+    patches: float = 0.5
+    blocks: float = 0.0
+    temperature: float = 1.0
+    labels: float = 0.0
+
+
+def distances(
+    student: Outputs, teacher: Outputs, num_prefix_tokens: int, temperature: float = 1.0
+) -> dict[str, Tensor]:
+    """The terms of the loss for each image, (B,) by name.
+
+    ``patches``, ``prefix`` and, for the states that both have, ``blocks`` where both models have the same tokens
+    (another teacher may not); ``kl`` where both have classes.
+
+    Raises:
+        ValueError: The two models have neither in common.
+    """
+    count = num_prefix_tokens
+    terms: dict[str, Tensor] = {}
+    if student.tokens.shape == teacher.tokens.shape:
+        width = student.tokens.shape[-1:]
+        mine, theirs = F.layer_norm(student.tokens, width), F.layer_norm(teacher.tokens, width)
+        terms["patches"] = (mine[:, count:] - theirs[:, count:]).square().mean(dim=(1, 2))
+        if count:
+            cosine = F.cosine_similarity(student.tokens[:, :count], teacher.tokens[:, :count], dim=-1)
+            terms["prefix"] = 1 - cosine.mean(dim=1)
+        common = student.states.keys() & teacher.states.keys()
+        if common:
+            errors = [relative_error(student.states[index], teacher.states[index], count) for index in sorted(common)]
+            terms["blocks"] = torch.stack(errors).mean(dim=0)
+    if student.logits is not None and teacher.logits is not None:
+        log_p = (teacher.logits / temperature).log_softmax(dim=-1)
+        log_q = (student.logits / temperature).log_softmax(dim=-1)
+        terms["kl"] = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1) * temperature**2
+    if not terms:
+        raise ValueError("the model and its teacher have neither classes nor the shape of their tokens in common")
+    return terms
+
+
+def relative_error(found: Tensor, expected: Tensor, num_prefix_tokens: int) -> Tensor:
+    """Squared error over variance for each image (B,), patches and prefix tokens apart and then averaged."""
+    parts = []
+    for tokens in (slice(0, num_prefix_tokens), slice(num_prefix_tokens, None)):
+        mine, theirs = found[:, tokens], expected[:, tokens]
+        if theirs.shape[1]:
+            variance = (theirs - theirs.mean(dim=(0, 1))).square().mean()
+            parts.append(
+                (mine - theirs).square().mean(dim=(1, 2)) / variance.clamp(min=torch.finfo(variance.dtype).tiny)
+            )
+    return torch.stack(parts).mean(dim=0)
+
+
+def distillation_loss(terms: dict[str, Tensor], valid: Tensor, weights: LossWeights) -> Tensor:
+    """The weighted sum of the terms, averaged over the valid images (B,)."""
+    total = sum(
+        (getattr(weights, name) * term for name, term in terms.items()), torch.zeros_like(valid, dtype=torch.float)
+    )
+    return (total * valid).sum() / valid.sum().clamp(min=1)
+
+
+def mixup(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
+    """Each image mixed with another of the batch, in one random proportion; the teacher is asked about the mixture."""
+    if alpha == 0:
+        return images
+    gammas = torch._standard_gamma(torch.full((2,), alpha), generator=generator)
+    share = float(gammas[0] / gammas.sum())
+    return share * images + (1 - share) * images[torch.randperm(len(images), generator=generator).to(images.device)]
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy for each image (B,) of the logits (B, classes) with labels (B,); 0 where the label is unknown."""
+    return F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="none")
+
+
+NO_LABEL = -1

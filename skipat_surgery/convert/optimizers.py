@@ -1,0 +1,61 @@
+"""What a distillation trains, and with which optimizer."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..observing import num_classes_of
+from ..tower import Tower
+
+
+def freeze_untouched(model: nn.Module) -> int:
+    """Freeze what the cut did not change: the embeddings and the blocks before the first skipped one.
+
+    They give exactly what the teacher's give. For a model without classes, what comes after the last norm is frozen
+    too, as no term of the loss reads it.
+
+    Returns:
+        The number of parameters that remain trainable.
+    """
+    tower = Tower.of(model)
+    blocks = tower.family.block_list(tower.module)
+    trained: list[nn.Module] = [*blocks[tower.skip[0] :], tower.last_module()]
+    if num_classes_of(model) is not None:
+        inside = {id(parameter) for parameter in tower.module.parameters()}
+        head = [
+            p for name, p in model.named_parameters() if id(p) not in inside or name.startswith(("head", "fc_norm"))
+        ]
+    else:
+        head = []
+    keep = {id(parameter) for module in trained for parameter in module.parameters()} | {id(p) for p in head}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in keep)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def optimizers(
+    model: nn.Module, learning_rate: float, muon_learning_rate: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the weight matrices inside the blocks, AdamW for all the rest.
+
+    A converted model starts close to its teacher and has few steps to spend; Muon's orthogonal updates spend them
+    better. With a Muon rate of 0, AdamW trains everything.
+    """
+    tower = Tower.of(model)
+    inside = {id(p) for p in tower.family.block_list(tower.module).parameters() if p.ndim == 2}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trainable if id(p) in inside and muon_learning_rate > 0]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in trainable if id(p) not in chosen]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.98))
+    if not matrices:
+        return [adamw]
+    return [
+        adamw,
+        torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+    ]

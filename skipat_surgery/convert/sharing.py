@@ -1,0 +1,59 @@
+"""The blocks before the first skipped one are the teacher's own and frozen: run once, for both models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..tower import Tower
+
+
+def front(tower: Tower) -> list[nn.Module]:
+    """The blocks of a cut model before the first skipped one."""
+    return list(tower.blocks[: tower.skip[0]])
+
+
+@contextmanager
+def keep_input(block: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the hidden states (B, N, D) that a block is given while the context lasts."""
+    seen: list[Tensor] = []
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.append((args[0] if args else kwargs["hidden_states"]).detach())
+
+    handle = block.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def started_at(tower: Tower, first: int, x: Tensor) -> Iterator[None]:
+    """Let a tower's blocks before `first` do nothing, and give block `first` these hidden states (B, N, D).
+
+    What lies around the blocks runs as ever, so that the host's own loop stays in charge.
+    """
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        if args:
+            return (x, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": x}
+
+    handle = tower.blocks[first].register_forward_pre_hook(hook, with_kwargs=True)
+    idle = list(tower.blocks[:first])
+    for block in idle:
+        block.forward = _hand_on
+    try:
+        yield
+    finally:
+        handle.remove()
+        for block in idle:
+            del block.forward
+
+
+def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states

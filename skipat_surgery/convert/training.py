@@ -1,0 +1,212 @@
+"""The training loop of a distillation, on any number of processes, resumable to the bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+from ..observing import Outputs, outputs_of
+from ..tower import Tower
+from .losses import distances, distillation_loss, label_loss, mixup
+from .optimizers import optimizers
+from .settings import TrainingConfig
+from .sharing import front, keep_input, started_at
+from .stream import Stream
+
+
+class Training:
+    """A distillation in progress: the student and all that must be saved to go on with it.
+
+    Args:
+        student: The cut model.
+        teacher: The model it learns from, on the accelerator's device, in evaluation mode.
+        accelerator: What places and wraps everything.
+        config: How to train.
+        progress: How far the run has come.
+        share: Whether the teacher is the very model that was cut: what lies before the first skipped block is then run
+            once for both.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        accelerator: Accelerator,
+        config: TrainingConfig,
+        progress: Progress,
+        share: bool = False,
+    ) -> None:
+        self.share = share
+        self.plain, self.teacher, self.accelerator, self.config = student, teacher, accelerator, config
+        self.progress = progress
+        self.unread = 0
+        self.tower, self.teacher_tower = Tower.of(student), Tower.of(teacher)
+        average = get_ema_multi_avg_fn(config.ema_decay)
+        self.ema = AveragedModel(student, multi_avg_fn=average) if config.ema_decay else None
+        rates = config.learning_rate, config.muon_learning_rate
+        prepared = accelerator.prepare(student, *optimizers(student, *rates, config.weight_decay))
+        self.student, self.optimizers = prepared[0], prepared[1:]
+        self.schedules = [
+            get_cosine_schedule_with_warmup(optimizer.optimizer, config.warmup_steps, config.max_steps)
+            for optimizer in self.optimizers
+        ]
+        for item in (progress, *self.schedules, *filter(None, [self.ema])):
+            accelerator.register_for_checkpointing(item)
+
+    @property
+    def result(self) -> nn.Module:
+        """The model to measure and save: the moving average where there is one."""
+        return self.plain if self.ema is None else self.ema.module
+
+    def loader(self, items: torch.utils.data.Dataset, collate: Callable[[Any], Any]) -> DataLoader:
+        """The batches from the present step to the last, this process's share."""
+        config = self.config
+        per_step = config.batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+        total, start = config.max_steps * per_step, self.progress.step * per_step
+        stream = Stream(len(items), total, config.seed, start)  # type: ignore[arg-type]
+        loader = DataLoader(
+            items, config.batch_size, sampler=stream, collate_fn=collate, num_workers=config.num_workers, drop_last=True
+        )
+        return self.accelerator.prepare(loader)
+
+    def fit(
+        self, loader: DataLoader, measure: Callable[[int], None], save: Callable[[int], None] | None = None
+    ) -> None:
+        """Train to the last step, with a progress bar.
+
+        Args:
+            loader: What `loader` gave.
+            measure: Called with the step on the schedule of evaluation, on every process.
+            save: Called with the step on the schedule of checkpoints, on every process.
+        """
+        config, progress = self.config, self.progress
+        self._train_mode()
+        bar = tqdm(
+            total=config.max_steps,
+            initial=progress.step,
+            desc="Distilling",
+            unit="step",
+            disable=not self.accelerator.is_local_main_process,
+        )
+        micro_step = progress.step * config.gradient_accumulation_steps
+        started = time.perf_counter()
+        losses: list[float] = []
+        for batch in loader:
+            losses.append(self._step(batch, micro_step))
+            micro_step += 1
+            if not self.accelerator.sync_gradients:
+                continue
+            progress.step += 1
+            progress.seconds += time.perf_counter() - started
+            bar.update()
+            if progress.step % config.log_steps == 0:
+                bar.set_postfix(loss=self._log(losses))
+                losses = []
+            if progress.step % config.eval_steps == 0 or progress.step == config.max_steps:
+                measure(progress.step)
+                self._train_mode()
+            if progress.step % config.checkpoint_steps == 0 or progress.step == config.max_steps:
+                self._count_unread()
+            if save is not None and progress.step % config.checkpoint_steps == 0 and progress.step < config.max_steps:
+                save(progress.step)
+            started = time.perf_counter()
+        bar.close()
+
+    def _step(self, batch: dict[str, torch.Tensor], micro_step: int) -> float:
+        """One batch forward and backward, and the optimisers' step where one is due; returns the loss."""
+        config, accelerator = self.config, self.accelerator
+        # Dropout and mixing draw from here: a function of the step and the process, whatever ran before.
+        torch.manual_seed(config.seed + micro_step * accelerator.num_processes + accelerator.process_index)
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        images = mixup(batch["pixel_values"], config.mixup, generator)
+        with accelerator.accumulate(self.student):
+            with accelerator.autocast():
+                found, expected = self._run_both(images)
+            terms = distances(found, expected, self.tower.num_prefix_tokens, config.temperature)
+            if config.label_weight and found.logits is not None:
+                terms["labels"] = label_loss(found.logits, batch["labels"])
+            loss = distillation_loss(terms, batch["valid"], config.loss_weights)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(self.student.parameters(), config.max_grad_norm)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                for schedule in self.schedules:
+                    schedule.step()
+                if self.ema is not None:
+                    self.ema.update_parameters(self.plain)
+        self.unread += int((~batch["valid"]).sum())
+        return float(loss.detach())
+
+    def _run_both(self, images: torch.Tensor) -> tuple[Outputs, Outputs]:
+        """What student and teacher make of the same images."""
+        first, depth = self.tower.skip[0], len(self.tower.blocks)
+        same_depth = depth == len(self.teacher_tower.blocks)
+        states = range(first, depth - 1) if self.config.block_weight and same_depth else ()
+        with keep_input(self.tower.blocks[first]) as seen:
+            found = outputs_of(self.student, self.tower, images, states)
+        shared = started_at(self.teacher_tower, first, seen[0]) if self.share else nullcontext()
+        with torch.no_grad(), shared:
+            return found, outputs_of(self.teacher, self.teacher_tower, images, states)
+
+    def _train_mode(self) -> None:
+        """Training mode, but for the frozen blocks, which stay what they are in the teacher."""
+        self.student.train()
+        for block in front(self.tower):
+            block.eval()
+
+    def _count_unread(self) -> None:
+        """Add the corrupt images that each process met to the common count."""
+        mine = torch.tensor(self.unread, device=self.accelerator.device)
+        self.progress.corrupt += int(self.accelerator.reduce(mine, "sum"))
+        self.unread = 0
+
+    def _log(self, losses: list[float]) -> str:
+        """Log the mean loss of the last steps, over all processes."""
+        mean = torch.tensor(losses, device=self.accelerator.device).mean()
+        loss = float(self.accelerator.reduce(mean, "mean"))
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {self.progress.step}: lower the learning rates")
+        rate = self.schedules[0].get_last_lr()[0]
+        self.record({"loss": loss, "learning_rate": rate})
+        return f"{loss:.4f}"
+
+    def record(self, values: dict[str, float]) -> None:
+        """Add figures of the present step to the history and the trackers."""
+        here = {"step": self.progress.step, "seconds": round(self.progress.seconds, 2)}
+        self.progress.history.append({**here, **values})
+        self.accelerator.log(values, step=self.progress.step)
+
+
+@dataclass
+class Progress:
+    """How far a run has come: accelerate saves and loads it with the rest."""
+
+    step: int = 0
+    seconds: float = 0.0
+    corrupt: int = 0
+    best: float = float("-inf")
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Read what `state_dict` gave."""
+        vars(self).update(state)

@@ -1,0 +1,238 @@
+"""Cut models as standard Hugging Face classes, so that a checkpoint is saved and loaded like any other.
+
+For each stock class ``X`` there is a ``SkipatX`` with the model type ``skipat_x``, made when it is first asked for:
+``modeling.SkipatViTForImageClassification``. Only the outermost class is ours. The classes nested in it stay stock,
+so that transformers' own conversions of parameter names still apply to them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import (
+    CONFIG_MAPPING,
+    CONFIG_MAPPING_NAMES,
+    model_type_to_module_name,
+)
+from transformers.utils import logging
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+from .auto_classes import PREFIX, auto_class_names, auto_map, auto_mappings, names_in
+from .card import model_card, write_card
+from .config import SkipatConfig
+from .cutting import check_skip, cut, record_of
+from .finding import FAMILIES, find_tower
+from .grafting import Grafted, cached
+from .hub import push
+from .transformers_families import NESTING
+
+logger = logging.get_logger(__name__)
+
+
+class SkipatPreTrainedConfig:
+    """Mixin of the ``Skipat…Config`` classes. `skipat` holds what `SkipatConfig.to_dict` wrote."""
+
+    stock_class: type[PreTrainedConfig]
+    skipat: dict[str, Any]
+
+
+class SkipatPreTrainedModel:
+    """Mixin of the ``Skipat…`` model classes: the stock model, cut as its config says."""
+
+    stock_class: type[PreTrainedModel]
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        skipat = SkipatConfig.from_dict(getattr(config, "skipat", None) or {})
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        config.auto_map = auto_map(self.stock_class)
+        _, tower, family = find_tower(self)  # type: ignore[arg-type]
+        check_skip(skipat, len(family.block_list(tower)), type(self).__name__)
+        cut(tower, family, skipat, keep_removed=False)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load as transformers does, but strictly where the surgery is concerned.
+
+        Every Φ must be there, and nothing of what the surgery took out. The one exception is the checkpoint of an
+        uncut model: it holds no Φ at all, so each Φ starts fresh, which is said in a warning.
+
+        Raises:
+            ValueError: The checkpoint does not hold the blocks that `config.skipat` describes.
+        """
+        load, ignore = super().from_pretrained, kwargs.pop("ignore_mismatched_sizes", False)  # type: ignore[misc]
+        # transformers' own error for a misshapen tensor names it only in a report on the side.
+        model, info = load(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        if info["mismatched_keys"] and not ignore:
+            raise ValueError(
+                f"this checkpoint does not fit {cls.__name__}: (tensor, its shape here, the shape wanted) is "
+                f"{sorted(info['mismatched_keys'])}; pass ignore_mismatched_sizes=True for a new head"
+            )
+        check_loaded(model, info)
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, with a model card where there is none."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        write_card(save_directory, self.card())
+
+    def card(self) -> str:
+        """The model card: what was cut, how it was distilled, how it is loaded."""
+        name = auto_class_names(self.stock_class)[0]
+        return model_card(self.config.skipat, "transformers", load_with=name)  # type: ignore[attr-defined]
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Push the checkpoint, its code and its model card to the Hub: see `skipat_surgery.core.hub.push`."""
+        return push(self.save_pretrained, repo_id, **kwargs)
+
+
+class CannotBeSaved(Grafted):
+    """Mixin of a cut model whose class is the user's own: what it saved could not be loaded cut."""
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        path, _, _ = record_of(self)  # type: ignore[arg-type, misc]
+        raise NotImplementedError(
+            f"{type(self).__name__} is not a class of transformers, so its checkpoint would be loaded without the "
+            f"surgery. Save its vision tower from a model of transformers' own ({path or 'load it as such'}), or the "
+            "state_dict, to be loaded after skipat_surgery.apply"
+        )
+
+    push_to_hub = save_pretrained
+
+
+def check_loaded(model: Any, info: dict[str, Any]) -> None:
+    """Check what transformers found missing or left over against the surgery; start each Φ of an uncut checkpoint.
+
+    Raises:
+        ValueError: The checkpoint and `config.skipat` contradict each other.
+    """
+    _, tower, record = record_of(model)  # type: ignore[misc]
+    blocks = re.compile(rf"(^|\.){re.escape(record.family.blocks)}\.\d+\.")
+    wrong = {
+        what: sorted(str(key) for key in info.get(what) or () if blocks.search(str(key)))
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
+    if not any(wrong.values()):
+        return
+    phis = {name for name, _ in model.named_parameters() if re.search(r"\.\d+\.phi\.", name)}
+    skipped = re.compile(rf"(^|\.){re.escape(record.family.blocks)}\.({'|'.join(map(str, record.config.skip))})\.")
+    uncut = set(wrong["missing_keys"]) == phis and not wrong["mismatched_keys"]
+    if not uncut or any(not skipped.search(key) or ".phi." in key for key in wrong["unexpected_keys"]):
+        found = {what: keys for what, keys in wrong.items() if keys}
+        raise ValueError(
+            f"this checkpoint does not hold the blocks that the config.skipat of {type(model).__name__} describes: "
+            f"{found}"
+        )
+    for index in record.config.skip:
+        record.family.block_list(tower)[index].phi.reset_parameters()  # type: ignore[operator, union-attr]
+    logger.warning(
+        "%s was loaded from the checkpoint of an uncut model: the Φ of blocks %s are fresh. Solve or distil them "
+        "before use.",
+        type(model).__name__,
+        list(record.config.skip),
+    )
+
+
+@cached
+def skipat_config_class(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """The ``Skipat…Config`` of a stock config class."""
+    model_type = f"skipat_{stock.model_type}"
+    names = {
+        "__module__": __name__,
+        "model_type": model_type,
+        "stock_class": stock,
+        "_auto_class": "AutoConfig",  # has transformers copy this file beside the checkpoint
+    }
+    _share_conversion(stock.model_type, model_type)
+    return type(PREFIX + stock.__name__, (SkipatPreTrainedConfig, stock), names)
+
+
+@cached
+def skipat_model_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The ``Skipat…`` class of a stock model class."""
+    name = PREFIX + stock.__name__
+    names = {
+        "__module__": __name__,
+        "config_class": skipat_config_class(stock.config_class),  # type: ignore[arg-type]
+        "stock_class": stock,
+        "_auto_class": auto_class_names(stock)[0],
+    }
+    _share_conversion(stock.__name__, name)
+    return type(name, (SkipatPreTrainedModel, stock), names)
+
+
+def _share_conversion(stock: str, ours: str) -> None:
+    """transformers converts the names in a checkpoint by class or by model type: have ours converted alike."""
+    conversion = get_checkpoint_conversion_mapping(stock)
+    if conversion is not None:
+        register_checkpoint_conversion_mapping(ours, conversion, overwrite=True)
+
+
+def can_adopt(model: object) -> bool:
+    """Whether a model's class is one that transformers defines, so that ``Skipat…`` can be made of it by name."""
+    return isinstance(model, PreTrainedModel) and getattr(transformers, type(model).__name__, None) is type(model)
+
+
+def is_adopted(model: object) -> bool:
+    """Whether a model is of a ``Skipat…`` class."""
+    return isinstance(model, SkipatPreTrainedModel)
+
+
+def adopt(model: Any, skipat: SkipatConfig) -> None:
+    """Give a model that was cut in place its ``Skipat…`` class, and its config what was done."""
+    config = model.config  # keep the object: every attention module holds it
+    config.__class__ = skipat_config_class(type(config))
+    config.skipat = skipat.to_dict()
+    register_config(config.stock_class)
+    config.auto_map = auto_map(type(model))
+    model.__class__ = skipat_model_class(type(model))
+    # transformers looks up by class what a model can record, and fills this in __init__
+    dict.__setitem__(_CAN_RECORD_REGISTRY, str(model.__class__), model._can_record_outputs)
+
+
+def release(model: Any) -> None:
+    """Undo `adopt`."""
+    config = model.config
+    config.__class__ = config.stock_class
+    del config.skipat
+    del config.auto_map
+    model.__class__ = model.stock_class
+
+
+def __getattr__(name: str) -> type:
+    stock = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    if isinstance(stock, type) and issubclass(stock, PreTrainedModel):
+        return skipat_model_class(stock)
+    if isinstance(stock, type) and issubclass(stock, PreTrainedConfig):
+        return skipat_config_class(stock)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def register_with_auto_classes() -> None:
+    """Let ``AutoConfig`` and every ``AutoModel…`` find the cut form of each model type that may hold a tower."""
+    packages = {
+        tower.split(".")[2] for family in FAMILIES for tower in family.towers if tower.startswith("transformers")
+    }
+    wanted = {*NESTING, *(f"{package}_vision_model" for package in packages)}
+    for model_type in CONFIG_MAPPING_NAMES:
+        if model_type_to_module_name(model_type) in packages or model_type in wanted:
+            register_config(CONFIG_MAPPING[model_type])
+
+
+def register_config(stock: type[PreTrainedConfig]) -> None:
+    """Let the Auto classes find the cut form of the models of one stock config class."""
+    config_class, model_type = skipat_config_class(stock), stock.model_type
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    for name, mapping in auto_mappings():
+        found = names_in(mapping._model_mapping.get(model_type))
+        classes = tuple(skipat_model_class(getattr(transformers, entry)) for entry in found)
+        if classes:
+            auto_class = getattr(modeling_auto, name)
+            auto_class.register(config_class, classes if len(classes) > 1 else classes[0], exist_ok=True)
