@@ -37,6 +37,8 @@ from skipat_surgery.convert.optimizers import freeze_untouched
 from skipat_surgery.convert.settings import TrainingConfig, option
 from skipat_surgery.convert.solve import collect, solve_run
 from skipat_surgery.convert.training import Progress, Training
+from skipat_surgery.core.carrying import Box
+from skipat_surgery.core.tables import markdown_table
 from skipat_surgery.tower import Tower
 
 
@@ -95,7 +97,7 @@ ROWS = {
     "expansion 0.25": replace(BASE, phi=replace(PHI, expansion=0.25)),
     "expansion 0.125": replace(BASE, phi=replace(PHI, expansion=0.125)),
     "expansion 0.25 and kernel 3": replace(BASE, phi=replace(PHI, expansion=0.25, kernel_size=3)),
-    "expansion 0.25 and kernel 3 without ECA": replace(BASE, phi=PhiConfig(0.25, 3, channel_attention=False)),
+    "expansion 0.25 and kernel 3 without ECA": replace(BASE, phi=PhiConfig(expansion=0.25, kernel_size=3)),
     "kernel 3": replace(BASE, phi=replace(PHI, kernel_size=3)),
     "kernel 7": replace(BASE, phi=replace(PHI, kernel_size=7)),
     "without ECA": replace(BASE, phi=replace(PHI, channel_attention=False)),
@@ -126,7 +128,7 @@ class Ablation:
         some = Subset(test, range(min(args.test_images, len(test))))
         self.test = self.accelerator.prepare(DataLoader(some, 250, collate_fn=self.collate))
         labelled = bool(self.data.label_column)
-        self.evaluate = Evaluator(self.teacher, labelled, self.accelerator.gather_for_metrics)
+        self.evaluate = Evaluator(self.teacher, labelled=labelled, gather=self.accelerator.gather_for_metrics)
         self.file = self.output / "ablation.json"
         self.done: dict[str, list[dict[str, float]]] = json.loads(self.file.read_text()) if self.file.exists() else {}
 
@@ -175,7 +177,7 @@ class Ablation:
             skipat_surgery.solve(student, self.teacher, self.batches(seed, self.args.solve_images))
         if row.align:
             count = self.args.align_steps * self.config.batch_size
-            skipat_surgery.align(student, self.teacher, self.batches(seed, count), self.args.align_steps)
+            skipat_surgery.align(student, self.teacher, self.batches(seed, count), steps=self.args.align_steps)
 
     def batches(self, seed: int, count: int) -> DataLoader:
         """So many training images in batches, without augmentation."""
@@ -192,10 +194,7 @@ class Ablation:
     def table(self) -> str:
         """The table, in Markdown: means over the seeds, with the standard deviation where there are several."""
         columns = {"top1": 100, "agreement": 100, "kl": 1, "prefix_cosine": 1, "patch_cosine": 1}
-        lines = [
-            "| | seeds | top-1 % | agree % | KL | CLS cosine | patch cosine | s |",
-            "|--|--:|--:|--:|--:|--:|--:|--:|",
-        ]
+        lines = []
         for name, rows in self.done.items():
             shown = []
             for column, scale in columns.items():
@@ -204,16 +203,17 @@ class Ablation:
                 text = f"{mean(values):.{digits_shown}f}" if values else "–"
                 shown.append(text + (f" ± {pstdev(values):.{digits_shown}f}" if len(values) > 1 else ""))
             seconds = f"{mean(row['seconds'] for row in rows):.0f}"
-            lines.append(f"| {name} | {len(rows)} | {' | '.join(shown)} | {seconds} |")
+            lines.append([name, str(len(rows)), *shown, seconds])
         where = f"{machine(self.accelerator.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        return "\n".join(lines) + f"\n\n{where}; {asdict(self.args)}\n"
+        header = ["", "seeds", "top-1 %", "agree %", "KL", "CLS cosine", "patch cosine", "s"]
+        return markdown_table(header, lines) + f"\n\n{where}; {asdict(self.args)}\n"
 
 
 def read_the_source(forward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
     """The forward of a skipped block that hands on the Z it was given, not the one it made."""
 
-    def direct(block: nn.Module, x: Tensor, z: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        source = z[0] if isinstance(z, list) else z  # a list without gradients
+    def direct(block: nn.Module, x: Tensor, z: Tensor | Box, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        source: Any = z.z if isinstance(z, Box) else z  # a box without gradients
         return forward(block, x, z, *args, **kwargs)[0], source
 
     return direct

@@ -67,8 +67,8 @@ def int8(rival: Rival) -> Rival:
     torchao = _need("torchao.quantization", "torchao")
     model = copy.deepcopy(rival.model).eval()
     torchao.quantize_(model, torchao.Int8DynamicActivationInt8WeightConfig())
-    run = torch.compile(model, dynamic=False)
-    return Rival(rival.name, model, run, "int8, compiled", counts=False, trains=False)
+    call = torch.compile(model, dynamic=False)
+    return Rival(rival.name, model, call, "int8, compiled", counts=False, trains=False)
 
 
 def prune(model: nn.Module, images: Tensor, saved_gflops: float) -> nn.Module:
@@ -89,7 +89,7 @@ def prune(model: nn.Module, images: Tensor, saved_gflops: float) -> nn.Module:
         if isinstance(module, nn.Linear) and module not in inside and module.in_features == width
     ]
     height, columns = tower.grid(images)
-    tokens = height * columns + tower.num_prefix_tokens
+    tokens = height * columns + tower.num_special_tokens
     whole = sum(2 * 2 * layer.weight.numel() * tokens for layer in widening) / 1e9  # 2 Linears, 2 FLOPs a multiply-add
     torch_pruning.pruner.BasePruner(
         model,

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from skipat_surgery.commands.benchmark import Arguments, Benchmark
 from skipat_surgery.commands.options import parse
 from skipat_surgery.core.config import PhiConfig
+from skipat_surgery.core.tables import markdown_table
 from skipat_surgery.observing import evaluating
 from skipat_surgery.surgery import apply
 from skipat_surgery.tower import Tower
@@ -76,11 +77,11 @@ def _table(name: str, calls: list[Callable[[], object]], images: Tensor) -> str:
     attribute = f"self_{'device' if device == 'cuda' else 'cpu'}_time_total"
     events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, attribute))
     whole = sum(getattr(event, attribute) for event in events)
-    lines = [f"{name}: {whole / REPEATS:.0f} µs", "", "| operation | calls | µs | % |", "|--|--:|--:|--:|"]
+    rows = []
     for event in events[:SHOWN]:
         spent = getattr(event, attribute)
-        lines.append(f"| {event.key} | {event.count / REPEATS:g} | {spent / REPEATS:.0f} | {spent / whole:.0%} |")
-    return "\n".join(lines)
+        rows.append([event.key, f"{event.count / REPEATS:g}", f"{spent / REPEATS:.0f}", f"{spent / whole:.0%}"])
+    return f"{name}: {whole / REPEATS:.0f} µs\n\n" + markdown_table(["operation", "calls", "µs", "%"], rows)
 
 
 class Profiles(Benchmark):

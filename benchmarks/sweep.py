@@ -24,6 +24,7 @@ from skipat_surgery.analysis.pictures import pyplot
 from skipat_surgery.commands.benchmark import Arguments, Benchmark
 from skipat_surgery.commands.options import parse
 from skipat_surgery.convert.settings import option
+from skipat_surgery.core.tables import markdown_table
 from skipat_surgery.measure.benchmark import LIMIT, UNTOUCHED, Comparison, Rival, benchmark, label
 from skipat_surgery.tower import Tower
 
@@ -154,16 +155,13 @@ def markdown(sizes: Sequence[Size]) -> str:
     """Speed over the untouched model by size, with the captured share, for a README."""
     first = next(size.comparison for size in sizes if size.comparison is not None)
     names = [label(row) for row in first.rows if label(row) != UNTOUCHED]
-    out = [
-        "| patches | tokens | untouched, ms an image | " + " | ".join(names) + " |",
-        "|--" * 3 + "|--:" * len(names) + "|",
-    ]
+    rows = []
     for size in sizes:
-        if size.comparison is None:
-            out.append(f"| {size.side}×{size.side} | {size.tokens} | left out: {size.reason} |" + " |" * len(names))
-            continue
-        out.append(f"| {size.side}×{size.side} | {size.tokens} | " + " | ".join(_cells(size.comparison)) + " |")
-    return "\n".join(out)
+        found = size.comparison
+        cells = [f"left out: {size.reason}", *[""] * len(names)] if found is None else _cells(found)
+        rows.append([f"{size.side}×{size.side}", str(size.tokens), *cells])
+    header = ["patches", "tokens", "untouched, ms an image", *names]
+    return markdown_table(header, rows, align="lll" + "r" * len(names))
 
 
 def _cells(comparison: Comparison) -> list[str]:

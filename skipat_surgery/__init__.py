@@ -4,16 +4,26 @@ from .analysis.cka import Similarity, cka
 from .analysis.planning import Plan, plan
 from .authors import load_authors
 from .convert.align import AlignResult, align
+from .convert.distillation import DistillResult, distill
+from .convert.evaluation import Evaluator
+from .convert.losses import LossWeights, distances, distillation_loss
+from .convert.optimizers import freeze_untouched, optimizers
 from .convert.solve import SolveResult, solve
 from .core.config import PhiConfig, SkipatConfig
 from .core.finding import UnsupportedModelError
 from .core.modeling import register_with_auto_classes
 from .core.phi import Phi
 from .measure.report import Report, report
-from .surgery import apply, restore
+from .observing import outputs_of
+from .surgery import apply, forget, restore
+from .tower import Tower
+from .trainer_card import keep_card
 
 __all__ = [
     "AlignResult",
+    "DistillResult",
+    "Evaluator",
+    "LossWeights",
     "Phi",
     "PhiConfig",
     "Plan",
@@ -21,11 +31,19 @@ __all__ = [
     "Similarity",
     "SkipatConfig",
     "SolveResult",
+    "Tower",
     "UnsupportedModelError",
     "align",
     "apply",
     "cka",
+    "distances",
+    "distill",
+    "distillation_loss",
+    "forget",
+    "freeze_untouched",
     "load_authors",
+    "optimizers",
+    "outputs_of",
     "plan",
     "report",
     "restore",
@@ -33,3 +51,4 @@ __all__ = [
 ]
 
 register_with_auto_classes()
+keep_card()

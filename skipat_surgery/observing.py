@@ -99,8 +99,28 @@ def z_of(tower: Tower, blocks: Iterable[int], images: Tensor) -> dict[int, Tenso
 
 
 def pixels_of(batch: Any) -> Tensor:
-    """The images (B, C, H, W) of a batch, which may be a mapping with ``pixel_values``."""
-    return batch if isinstance(batch, Tensor) else batch["pixel_values"]
+    """The images (B, C, H, W) of a batch: the batch itself, the first of a pair, or ``pixel_values`` of a mapping.
+
+    Raises:
+        TypeError: The batch is none of these.
+    """
+    if isinstance(batch, (tuple, list)) and batch:
+        batch = batch[0]
+    elif isinstance(batch, Mapping):
+        batch = batch.get("pixel_values")
+    if not isinstance(batch, Tensor):
+        raise TypeError(
+            "a batch must be images (B, C, H, W), a pair of images and labels, or a mapping with pixel_values, got "
+            f"{type(batch).__name__}"
+        )
+    return batch
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """The labels (B,) of a batch: the second of a pair, or ``labels`` of a mapping; None where there are none."""
+    if isinstance(batch, (tuple, list)):
+        return batch[1] if len(batch) > 1 else None
+    return batch.get("labels") if isinstance(batch, Mapping) else None
 
 
 def logits_of(output: Any) -> Tensor | None:

@@ -13,24 +13,43 @@ from transformers import PreTrainedModel
 from . import timm_model
 from .core import modeling
 from .core.config import PhiConfig, SkipatConfig
-from .core.cutting import check_skip, cut, record_of, sew
+from .core.cutting import (
+    Record,
+    apply_to_tower,
+    check_restorable,
+    check_skip,
+    forget_removed,
+    records_of,
+    restore_tower,
+)
+from .core.family import Family
 from .core.finding import UnsupportedModelError, find_tower
 from .core.grafting import graft, ungraft
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def apply(model: Model, skip: Iterable[int] | Mapping[int, PhiConfig], phi: PhiConfig | None = None) -> Model:
+def apply(
+    model: Model,
+    skip: Iterable[int] | Mapping[int, PhiConfig] | SkipatConfig,
+    phi: PhiConfig | None = None,
+    *,
+    keep_removed: bool = True,
+) -> Model:
     """Replace the MSA of chosen blocks with Φ, in place (paper §3).
 
     A skipped block loses its MSA and the norm before it; its Φ takes the MSA output Z of the block before. Nothing is
-    changed before everything has been checked.
+    changed before everything has been checked. Make optimizers after it: one that was made before holds the weights
+    that are taken out, and not those of Φ.
 
     Args:
         model: A vision transformer of a supported family, from transformers or timm, or a model that holds one.
-        skip: The blocks to skip, counted from 0: any iterable of indices, or a mapping from index to `PhiConfig`.
+        skip: The blocks to skip, counted from 0: any iterable of indices, a mapping from index to `PhiConfig`, or a
+            `SkipatConfig`, which names the base model too.
             Block 0 cannot be skipped. Several runs are fine; each starts from the true Z of the block before it.
         phi: The Φ of every skipped block, where `skip` gives only indices. ``PhiConfig()`` when left out.
+        keep_removed: Keep what is taken out in memory, for `restore`. Without it the model needs no more memory than
+            one loaded from a checkpoint; `forget` lets go of it later.
 
     Returns:
         The same model.
@@ -41,6 +60,7 @@ def apply(model: Model, skip: Iterable[int] | Mapping[int, PhiConfig], phi: PhiC
         TypeError: `skip` or `phi` is of the wrong type.
 
     Example:
+        >>> import skipat_surgery
         >>> from transformers import ViTConfig, ViTForImageClassification
         >>> shape = dict(hidden_size=32, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8)
         >>> model = ViTForImageClassification(ViTConfig(num_hidden_layers=6, **shape))
@@ -49,51 +69,89 @@ def apply(model: Model, skip: Iterable[int] | Mapping[int, PhiConfig], phi: PhiC
     """
     config = SkipatConfig.parse(skip, phi)
     check_form(model)
-    if record_of(model) is not None:
+    if records_of(model):
         raise ValueError(
             f"this {type(model).__name__} is already cut; call skipat_surgery.restore(model) first, then apply again"
         )
-    _, tower, family = find_tower(model)
-    check_skip(config, len(family.block_list(tower)), type(model).__name__)
+    path, tower, family = find_tower(model)
+    blocks = family.block_list(tower)
+    check_skip(config, len(blocks), type(model).__name__)
+    _check_forwards(path, tower, family, range(config.skip[-1] + 1))
     config = replace(config, base_model=config.base_model or base_model_of(model))
-    cut(tower, family, config, keep_removed=True)
+    apply_to_tower(tower, family, config, keep_removed=True)
+    try:
+        _adopt(model, config)
+    except Exception:
+        restore(model)  # a failed `apply` changes nothing
+        raise
+    if not keep_removed:
+        forget_removed(tower)
+    return model
+
+
+def _adopt(model: nn.Module, config: SkipatConfig) -> None:
+    """Let a model that was just cut save itself as a standard checkpoint, where its class allows it."""
     for host in (modeling, timm_model):
         if host.can_adopt(model):
             host.adopt(model, config)
     if isinstance(model, PreTrainedModel) and not modeling.is_adopted(model):
         graft(model, modeling.CannotBeSaved)
-    return model
 
 
 def restore(model: Model) -> Model:
     """Undo `apply`, to the bit: the attention that was taken out returns, on the model's present device and dtype.
 
+    Where a model holds several towers that were cut, all of them are restored.
+
     Returns:
         The same model.
 
     Raises:
-        ValueError: The model is not cut, or was loaded cut, so that the originals are not there.
+        ValueError: The model is not cut, or the originals are not there: it was loaded cut, or they were forgotten.
     """
-    found = record_of(model)
-    if found is None:
-        raise ValueError(f"this {type(model).__name__} is not cut, so there is nothing to restore")
-    _, tower, _ = found
-    if isinstance(model, modeling.CannotBeSaved):
-        ungraft(model)
-    sew(tower)
-    for host in (modeling, timm_model):
-        if host.is_adopted(model):
-            host.release(model)
+    found = _cut_towers(model, "restore")
+    for _, tower, _ in found:
+        check_restorable(tower)
+    for _, tower, _ in found:
+        restore_tower(tower)
+    for module in model.modules():
+        if isinstance(module, modeling.CannotBeSaved):
+            ungraft(module)
+        for host in (modeling, timm_model):
+            if host.is_adopted(module):
+                host.release(module)
     return model
 
 
+def forget(model: Model) -> Model:
+    """Let go of the attention that `apply` took out and keeps in memory for `restore`.
+
+    Returns:
+        The same model, which can no longer be restored.
+
+    Raises:
+        ValueError: The model is not cut.
+    """
+    for _, tower, _ in _cut_towers(model, "forget"):
+        forget_removed(tower)
+    return model
+
+
+def _cut_towers(model: nn.Module, what: str) -> list[tuple[str, nn.Module, Record]]:
+    found = records_of(model)
+    if not found:
+        raise ValueError(f"this {type(model).__name__} is not cut, so there is nothing to {what}")
+    return found
+
+
 def base_model_of(model: nn.Module) -> str | None:
-    """The name that a model was loaded by; of a folder, its last part."""
+    """The name that a transformers model was loaded by, of a folder its last part; of timm the architecture alone.
+
+    timm does not record whether a model's weights are the pretrained ones or random.
+    """
     name = getattr(getattr(model, "config", None), "_name_or_path", None)
     if name is None:
-        config = getattr(model, "pretrained_cfg", None) or {}
-        tag = f".{config['tag']}" if config.get("tag") else ""
-        name = config.get("hf_hub_id") or (f"timm/{config['architecture']}{tag}" if "architecture" in config else None)
+        name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     return (Path(name).name if Path(name).is_dir() else name) if name else None
 
 
@@ -118,7 +176,7 @@ def check_form(model: nn.Module) -> None:
 
 
 def _check_present(model: nn.Module) -> None:
-    """Check that all of a model is in memory and calls its own code."""
+    """Check that all of a model is in memory."""
     name = type(model).__name__
     moved = sorted(path or "(root)" for path, module in model.named_modules() if hasattr(module, "_hf_hook"))
     if moved:
@@ -132,15 +190,27 @@ def _check_present(model: nn.Module) -> None:
             f"{len(absent)} parameters of {name} are on the meta device ({absent[0]}, …), so there is nothing to cut; "
             "load the weights first"
         )
+
+
+def _check_forwards(root: str, tower: nn.Module, family: Family, indices: Iterable[int]) -> None:
+    """Check that the blocks that the cut reaches, and what it grafts around them, call their own code.
+
+    Raises:
+        UnsupportedModelError: One has a forward that was put on it from outside.
+    """
+    alone = [path for path in ("", family.embeddings, *family.carriers) if path is not None]
+    blocks = {f"{family.blocks}.{index}": family.block_list(tower)[index] for index in indices}
+    inside = [f"{path}.{part}".strip(".") for path, block in blocks.items() for part, _ in block.named_modules()]
+    found = {path: tower.get_submodule(path) for path in (*alone, *inside)}
     patched = sorted(
-        path or "(root)"
-        for path, module in model.named_modules()
+        ".".join(filter(None, (root, path))) or "(root)"
+        for path, module in found.items()
         if getattr(module.forward, "__func__", None) is not type(module).forward
     )
     if patched:
         raise UnsupportedModelError(
-            f"{name} has modules whose forward was replaced from outside ({patched[:3]}), which the cut would not "
-            "reach; undo that first"
+            f"{type(tower).__name__} has modules whose forward was replaced from outside ({patched[:3]}), which the "
+            "cut would not reach; undo that first"
         )
 
 

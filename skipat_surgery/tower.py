@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .core.config import SkipatConfig
-from .core.cutting import record_of
+from .core.cutting import records_of
 from .core.family import Family, Grid
-from .core.finding import find_tower
+from .core.finding import UnsupportedModelError, find_tower
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,16 @@ class Tower:
         """The tower of a model.
 
         Raises:
-            UnsupportedModelError: The model holds none.
+            UnsupportedModelError: The model holds none, or several.
         """
-        found = record_of(model)
-        if found is not None:
-            _, module, record = found
+        found = records_of(model)
+        if len(found) > 1:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} holds several cut vision transformers: {[path for path, _, _ in found]}. Pass "
+                f"one of them, such as model.get_submodule({found[0][0]!r})"
+            )
+        if found:
+            _, module, record = found[0]
             return cls(module, record.family, record.config)
         _, module, family = find_tower(model)
         return cls(module, family)
@@ -46,7 +51,7 @@ class Tower:
         return self.config.skip
 
     @property
-    def num_prefix_tokens(self) -> int:
+    def num_special_tokens(self) -> int:
         """The number of tokens that are no patches; `observe` and `z_of` put all of them before the patches."""
         return self.family.num_prefix_tokens(self.module) + self.family.num_suffix_tokens(self.module)
 

@@ -122,11 +122,11 @@ def _heads(prefix: str, tower: str, *heads: str, **kwargs: Any) -> list[tuple[An
 
 _BEIT = {"use_relative_position_bias": True, "use_mask_token": True, "layer_scale_init_value": 0.1}
 _BEIT_HEAD = {**_BEIT, "out_indices": [1, 2, 4, 5], "pool_scales": [1, 2], "use_auxiliary_head": False}
-_LONE = ("ViT, DINO", "DeiT", "ViTMSN", "I-JEPA")
+_LONE = ("ViT and DINO", "DeiT", "ViTMSN", "I-JEPA")
 
 CASES: list[Case] = [
     *_of(
-        "ViT, DINO (transformers)",
+        "ViT and DINO (transformers)",
         _V,
         1,
         *_heads("ViT", "vit", "ForImageClassification"),
@@ -372,7 +372,7 @@ CASES: list[Case] = [
         ),
     ),
     *_of(
-        "VisionTransformer, res-post (timm)",
+        "VisionTransformer with res-post (timm)",
         "blocks.{}.attn",
         1,
         (
@@ -405,7 +405,7 @@ CASES: list[Case] = [
         ),
     ),
     *_of(
-        "EVA, EVA02, DINOv3, rope (timm)",
+        "EVA/EVA02/DINOv3/rope (timm)",
         "blocks.{}.attn",
         1,
         ("timm eva02", make.timm_model("eva02_tiny_patch14_224", patch_size=8, dynamic_img_size=True), ""),
@@ -419,7 +419,7 @@ CASES: list[Case] = [
         **_SIZES,
     ),
     *_of(
-        "EVA, post-norm (timm)",
+        "EVA with post-norm (timm)",
         "blocks.{}.attn",
         1,
         (
@@ -438,7 +438,7 @@ CASES: list[Case] = [
         ("timm relpos, shared", make.timm_model("vit_srelpos_small_patch16_224", img_size=(16, 32)), "", _WIDE),
     ),
     *_of(
-        "relative position, res-post (timm)",
+        "relative position with res-post (timm)",
         "blocks.{}.attn",
         0,
         (

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from cases import CASES, LEADS, Case
 
+from skipat_surgery.core.tables import markdown_table
+
 POINTS = (
     "equations",
     "gradients",
@@ -73,11 +75,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def table() -> str:
     """The table, a row for each family of the suite."""
-    lines = [f"| family | {' | '.join(POINTS)} |", "|--|" + ":-:|" * len(POINTS)]
+    rows = []
     for family in dict.fromkeys(case.family for case in CASES):
         cells = [cell(outcomes.get(family, {}).get(point, set())) for point in POINTS]
-        lines.append(f"| {family} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([family, *cells])
+    return markdown_table(["family", *POINTS], rows, align="l" + "c" * len(POINTS)) + "\n"
 
 
 def cell(found: set[str]) -> str:

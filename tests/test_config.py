@@ -11,7 +11,7 @@ from skipat_surgery import PhiConfig, SkipatConfig
 
 
 def test_round_trip_through_json():
-    config = SkipatConfig({5: PhiConfig(0.25), 2: PhiConfig.paper(), 3: PhiConfig()})
+    config = SkipatConfig({5: PhiConfig(expansion=0.25), 2: PhiConfig.paper(), 3: PhiConfig()})
     assert SkipatConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert config.skip == (2, 3, 5)
     assert config.runs == ((2, 3), (5,))

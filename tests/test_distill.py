@@ -62,8 +62,8 @@ def test_corrupt_images_count_for_nothing(outputs):
     weights = LossWeights(kl=1.0, prefix=2.0, patches=3.0)
     valid = torch.tensor([True, False, True])
     each = terms["kl"] + 2 * terms["prefix"] + 3 * terms["patches"]
-    torch.testing.assert_close(distillation_loss(terms, valid, weights), (each[0] + each[2]) / 2)
-    assert distillation_loss(terms, torch.zeros(3, dtype=torch.bool), weights) == 0
+    torch.testing.assert_close(distillation_loss(terms, weights, valid), (each[0] + each[2]) / 2)
+    assert distillation_loss(terms, weights, torch.zeros(3, dtype=torch.bool)) == 0
 
 
 def test_the_label_term_is_the_cross_entropy_and_nothing_without_a_label():
@@ -98,7 +98,7 @@ def test_every_trainable_parameter_has_one_optimiser(vit):
     cut = skipat_surgery.apply(vit, [3])
     freeze_untouched(cut)
     for muon in (0.0, 1e-3):
-        chosen = optimizers(cut, 1e-3, muon, 0.01)
+        chosen = optimizers(cut, muon_learning_rate=muon)
         owned = [id(p) for optimizer in chosen for group in optimizer.param_groups for p in group["params"]]
         assert sorted(owned) == sorted(id(p) for p in cut.parameters() if p.requires_grad)
         assert len(chosen) == (2 if muon else 1)

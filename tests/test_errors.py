@@ -112,7 +112,7 @@ def test_unsupported_models_get_the_list_of_supported_ones(build):
     model = build()
     refuse(
         model,
-        rf"{type(model).__name__} holds no vision transformer.*Supported: transformers's ViT, DINO.*; timm's Vision",
+        rf"{type(model).__name__} holds no vision transformer.*Supported: transformers's ViT and DINO.*; timm's Vision",
         UnsupportedModelError,
     )
 

@@ -71,7 +71,7 @@ def launch(output: Path, processes: int = 1, **arguments: object) -> subprocess.
 
 
 def script(name: str, *options: str) -> subprocess.CompletedProcess[str]:
-    given = [sys.executable, str(ROOT / "recipes" / name), *options]
+    given = [sys.executable, str(ROOT / name), *options]
     return subprocess.run(given, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
@@ -350,7 +350,7 @@ def test_stages_can_be_left_out(teacher, tmp_path):
 def test_which_blocks_to_skip(teacher, tmp_path):
     """`recipes/analyze.py`: pictures and figures, and a plan that the distillation takes as it is printed."""
     options = ["--model", str(teacher), "--n_skip", "3", "--num_images", "512", "--batch_size", "64", "--max_run", "1"]
-    done = script("analyze.py", *options, "--output_dir", str(tmp_path))
+    done = script("recipes/analyze.py", *options, "--output_dir", str(tmp_path))
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "analysis.json").read_text())
     chosen = found["plan"]["chosen"]["choice"]["phi"]
@@ -367,7 +367,7 @@ def test_the_ablation_trains_rows_and_goes_on_where_it_was(teacher, tmp_path):
     (tmp_path / "ablation.json").write_text(json.dumps({"Z = 0": [{"agreement": 0.125, "seconds": 1.0}]}))
     options = ["--model", str(teacher), "--max_steps", "2", "--test_images", "64", "--solve_images", "512"]
     rows = "Z = 0,straight from the run's source"
-    done = script("ablation.py", *options, "--output_dir", str(tmp_path), "--rows", rows)
+    done = script("benchmarks/ablation.py", *options, "--output_dir", str(tmp_path), "--rows", rows)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "ablation.json").read_text())
     assert found["Z = 0"] == [{"agreement": 0.125, "seconds": 1.0}]

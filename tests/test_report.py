@@ -8,7 +8,7 @@ from skipat_surgery import PhiConfig
 
 def test_figures_are_those_of_the_formulas(vit):
     before = sum(p.numel() for p in vit.vit.parameters())
-    report = skipat_surgery.report(skipat_surgery.apply(vit, {2: PhiConfig(0.5), 3: PhiConfig.paper()}))
+    report = skipat_surgery.report(skipat_surgery.apply(vit, {2: PhiConfig(expansion=0.5), 3: PhiConfig.paper()}))
     tokens, patches, d, mlp = 17, 16, 32, 48
     attended = 4 * tokens * d * d + 2 * tokens * tokens * d + 2 * tokens * d * mlp
     mixed = 2 * tokens * d * 16 + 9 * patches * 16 + 2 * d * d + 2 * tokens * d * mlp  # the Linears take every token
@@ -22,13 +22,15 @@ def test_figures_are_those_of_the_formulas(vit):
     assert report.parameters_before == before
     assert report.parameters_after == sum(p.numel() for p in vit.vit.parameters())
     assert [b.source for b in report.blocks] == [None, None, 1, 2, None, None]
-    assert (report.num_prefix_tokens, report.grid) == (1, (4, 4))
+    (tower,) = report.towers
+    assert (tower.path, tower.num_prefix_tokens, tower.grid) == ("vit", 1, (4, 4))
 
 
 def test_it_reads_well(vit):
     report = skipat_surgery.report(skipat_surgery.apply(vit, [2, 3]))
     text = str(report)
-    assert "SkipatViTForImageClassification: ViT, DINO (transformers) in 'vit'" in text
+    assert text.startswith("SkipatViTForImageClassification")
+    assert "ViT and DINO (transformers) in 'vit'" in text
     assert "MSA ⇒ Φ: expansion 0.25, 3×3, prefix mix" in text
     assert "block 1 (MSA)" in text
     assert "block 2 (Φ)" in text

@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
 from ..observing import evaluating, observe, pixels_of
+from ..result import Result
 from ..tower import Tower
 
 SMALLEST_BATCH = 4
 
 
 @dataclass(frozen=True)
-class Similarity:
+class Similarity(Result):
     """CKA between the blocks of a model, (L, L) in float64 on the CPU; 1 is the same up to rotation and scale.
 
     Args:
@@ -38,6 +40,14 @@ class Similarity:
     msa: Tensor
     cls_attention: Tensor | None
     images: int
+
+    def table(self) -> Table:
+        """How alike each block is to the one before it."""
+        shown = Table("blocks", "Z", "A^[CLS]", title=f"CKA between neighbours, {self.images:,} images")
+        for block in range(1, len(self.msa)):
+            cls = "–" if self.cls_attention is None else f"{float(self.cls_attention[block - 1, block]):.2f}"
+            shown.add_row(f"{block - 1}, {block}", f"{float(self.msa[block - 1, block]):.2f}", cls)
+        return shown
 
     def plot(self, path: str | Path, skip: Iterable[int] = ()) -> None:
         """Draw the pair of heatmaps of the paper's Fig. 2, with the numbers in their cells.
@@ -170,7 +180,7 @@ def cls_row(
     return scores.softmax(dim=-1)[:, :, 0]
 
 
-def cka(model: nn.Module, batches: Iterable[Any], cls_attention: bool = True) -> Similarity:
+def cka(model: nn.Module, batches: Iterable[Any], *, cls_attention: bool = True, progress: bool = True) -> Similarity:
     """CKA between all blocks of a model, cut or not, in one pass (paper §3.1).
 
     Features are flattened per image, Z over tokens and channels, A^[CLS] over heads and tokens, and images are the
@@ -178,9 +188,10 @@ def cka(model: nn.Module, batches: Iterable[Any], cls_attention: bool = True) ->
 
     Args:
         model: A vision transformer of a supported family.
-        batches: Image batches (B, C, H, W), or mappings with ``pixel_values``, of at least 4 images; 64 and more
-            are better. A smaller last batch is left out.
+        batches: Image batches (B, C, H, W), ``(images, labels)`` pairs, or mappings with ``pixel_values``, of at
+            least 4 images; 64 and more are better. A smaller last batch is left out.
         cls_attention: Whether to compare A^[CLS] as well, where there is a prefix token.
+        progress: Whether to show a bar.
 
     Raises:
         ValueError: There was no batch of 4 images, or the model's attention shows no A^[CLS].
@@ -196,25 +207,26 @@ def cka(model: nn.Module, batches: Iterable[Any], cls_attention: bool = True) ->
     msa, cls, images = MinibatchCKA(), MinibatchCKA(), 0
     device = next(tower.module.parameters()).device
     with evaluating(model):
-        for batch in tqdm(batches, desc="CKA", unit="batch"):
+        for batch in tqdm(batches, desc="CKA", unit="batch", disable=not progress):
             pixels = pixels_of(batch).to(device)
             if len(pixels) < SMALLEST_BATCH:
                 continue
-            attention = ClsAttention()
+            rows = ClsAttention()
             with observe(tower, blocks, keep=gram) as seen:
                 if watch:
-                    with attention.watching(tower):
+                    with rows.watching(tower):
                         tower.module(pixels)
                 else:
                     tower.module(pixels)
             msa.add(torch.stack([seen.z[index] for index in blocks]))
             if watch:
-                check_rows(attention.rows, attended)
-                cls.add(torch.stack([gram(attention.rows[index]) for index in attended]))
+                check_rows(rows.rows, attended)
+                cls.add(torch.stack([gram(rows.rows[index]) for index in attended]))
             images += len(pixels)
     if images == 0:
         raise ValueError(f"batches gave no batch of at least {SMALLEST_BATCH} images, which CKA needs")
-    return Similarity(msa.value().cpu(), spread(cls.value().cpu(), attended, len(blocks)) if watch else None, images)
+    attention = among_all_blocks(cls.value().cpu(), attended, len(blocks)) if watch else None
+    return Similarity(msa.value().cpu(), attention, images)
 
 
 def check_rows(rows: dict[int, Tensor], attended: list[int]) -> None:
@@ -231,7 +243,7 @@ def check_rows(rows: dict[int, Tensor], attended: list[int]) -> None:
         )
 
 
-def spread(values: Tensor, attended: list[int], depth: int) -> Tensor:
+def among_all_blocks(values: Tensor, attended: list[int], depth: int) -> Tensor:
     """The matrix of the attended blocks among all blocks; NaN elsewhere."""
     full = torch.full((depth, depth), float("nan"), dtype=values.dtype)
     full[torch.tensor(attended)[:, None], torch.tensor(attended)] = values

@@ -9,7 +9,7 @@ a whole, so that every figure of a plan was seen, not predicted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..core.config import PhiConfig, SkipatConfig
+from ..result import Result
 from ..tower import Tower
 from .scoring import Point, Session
 from .search import Choice, Score, by_count, combine
 
 
 @dataclass(frozen=True)
-class Plan(Mapping[int, PhiConfig]):
+class Plan(Result, Mapping[int, PhiConfig]):
     """Which blocks to skip: a mapping from block to Φ, as `apply` takes it, and the measurements that it comes from.
 
     Args:
@@ -54,10 +55,6 @@ class Plan(Mapping[int, PhiConfig]):
 
     def __len__(self) -> int:
         return len(self.chosen.choice.phi)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
 
     def table(self) -> Table:
         """The frontier, with the paper's blocks and the chosen ones."""
@@ -111,18 +108,21 @@ def plan(
     max_kl: float | None = None,
     phi: PhiConfig | Sequence[PhiConfig] | None = None,
     max_run: int | None = None,
+    progress: bool = True,
 ) -> Plan:
     """Choose which blocks of a model to skip, and the Φ of each. The model is left untouched.
 
     Args:
         model: An untouched model of a supported family.
-        batches: Image batches (B, C, H, W), or mappings with ``pixel_values``; no labels are needed. They are gone
-            through more than once: a list or a DataLoader. Each fourth batch is held out from the fits and scores.
+        batches: Image batches (B, C, H, W), ``(images, labels)`` pairs, or mappings with ``pixel_values``; no labels
+            are needed. They are gone through more than once: a list or a DataLoader. Each fourth batch is held out from
+            the fits and scores.
         speedup: The speed-up to reach over the untouched model; the set that diverges least is chosen.
         n_skip: The number of blocks to skip; the set that diverges least is chosen.
         max_kl: The divergence not to pass (KL for a classifier); the fastest set is chosen.
         phi: The Φ to use, or several to choose from for each run. ``PhiConfig()`` when left out.
         max_run: The longest run to consider; half the blocks when left out.
+        progress: Whether to show bars.
 
     Raises:
         ValueError: Not exactly one budget is given, it cannot be met, the model is cut, or there are too few images.
@@ -141,11 +141,14 @@ def plan(
     depth = len(tower.blocks)
     if n_skip is not None and not 1 <= n_skip < depth:
         raise ValueError(f"n_skip must be from 1 to {depth - 1} for {depth} blocks, got {n_skip}")
-    session = Session(model, phis, batches)
+    session = Session(model, phis, batches, progress)
     scores = session.scores(max_run or max(1, depth // 2))
     choices = combine(scores, depth, session.saved)
     best = [group[0] for group in by_count(choices).values()]  # each group is in order of divergence
-    frontier = tuple(session.measure(choice) for choice in tqdm(best, desc="Measuring the frontier", unit="set"))
+    frontier = tuple(
+        session.measure(choice)
+        for choice in tqdm(best, desc="Measuring the frontier", unit="set", disable=not progress)
+    )
     middle = dict.fromkeys(range(max(1, depth // 4), max(2, 3 * depth // 4)), phis[0])
     paper = session.measure(Choice(middle, session.predicted(middle), None))
     chosen = choose(session, choices, frontier, speedup, n_skip, max_kl)

@@ -45,12 +45,14 @@ class Session:
         model: Untouched; it stays so.
         phis: The Φ to choose from.
         batches: Image batches; each fourth is held out from the fits, and scores.
+        progress: Whether to show bars.
 
     Raises:
         ValueError: There are too few images to fit.
     """
 
-    def __init__(self, model: nn.Module, phis: Sequence[PhiConfig], batches: Iterable[Any]) -> None:
+    def __init__(self, model: nn.Module, phis: Sequence[PhiConfig], batches: Iterable[Any], progress: bool) -> None:
+        self.progress = progress
         self.model, self.copy, self.phis = model, copy.deepcopy(model), phis
         device = next(model.parameters()).device
         every = [pixels_of(batch).to(device) for batch in batches]
@@ -81,7 +83,10 @@ class Session:
         """Cut and solve every run of blocks alone, with every Φ, and see how far the model then is."""
         tower, found = Tower.of(self.model), []
         depth = len(tower.blocks)
-        with evaluating(self.model), tqdm(total=depth - 1, desc="Scoring runs", unit="start") as bar:
+        with (
+            evaluating(self.model),
+            tqdm(total=depth - 1, desc="Scoring runs", unit="start", disable=not self.progress) as bar,
+        ):
             for first in range(1, depth):
                 reach = tuple(range(first, min(depth, first + max_run)))
                 _, moments = collect(tower, tower, reach, self.fit)
@@ -97,7 +102,7 @@ class Session:
     def measure(self, choice: Choice) -> Point:
         """Cut a set of blocks, solve its Φs as a whole, and measure it."""
         apply(self.copy, choice.phi)
-        solve(self.copy, self.model, self.fit)
+        solve(self.copy, self.model, self.fit, progress=False)
         divergence, agreement = self.distance()
         restore(self.copy)
         return Point(choice, divergence, agreement)
@@ -111,7 +116,7 @@ class Session:
         with evaluating(self.copy):
             for images, expected in zip(self.held_out, self.expected, strict=True):
                 found = outputs_of(self.copy, tower, images)
-                values.append(divergence_of(found, expected, tower.num_prefix_tokens))
+                values.append(divergence_of(found, expected, tower.num_special_tokens))
                 if found.logits is not None and expected.logits is not None:
                     same.append(found.logits.argmax(dim=-1) == expected.logits.argmax(dim=-1))
         return float(torch.cat(values).mean()), float(torch.cat(same).double().mean()) if same else None
@@ -128,5 +133,4 @@ def divergence_of(found: Outputs, expected: Outputs, num_prefix_tokens: int) -> 
     terms = distances(found, expected, num_prefix_tokens)
     if "kl" in terms:
         return terms["kl"]
-    weights = LossWeights()
-    return sum((getattr(weights, name) * term for name, term in terms.items()), torch.zeros(()))
+    return LossWeights().of(terms)

@@ -63,7 +63,9 @@ class Arguments:
             if width == "paper":
                 found["cut, the paper's Φ"] = PhiConfig.paper()
             else:
-                phi = PhiConfig(float(width), self.kernel_size, self.channel_attention)
+                phi = PhiConfig(
+                    expansion=float(width), kernel_size=self.kernel_size, channel_attention=self.channel_attention
+                )
                 found[f"cut, expansion {phi.expansion:g}"] = phi
         return found
 

@@ -18,18 +18,19 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
 from accelerate import Accelerator
+from huggingface_hub.utils import validate_repo_id
 from rich.console import Console
 from torch.utils.data import DataLoader, Subset
 
 import skipat_surgery
-from skipat_surgery import PhiConfig
+from skipat_surgery import PhiConfig, SkipatConfig
 
 from ..convert.evaluation import Evaluator
 from ..convert.optimizers import freeze_untouched
@@ -44,7 +45,7 @@ from .machine import keep_freed_memory, machine, quiet_libraries, use_all_cores
 from .options import parse, parse_skip
 from .presets import PRESETS, teacher_steps
 from .reload import difference_after_reload
-from .sources import load_data, load_model, unlabelled
+from .sources import keep_teacher, load_data, load_model, unlabelled
 
 RUN = "run.json"
 
@@ -79,11 +80,12 @@ class Arguments:
     report_to: list[str] = field(default_factory=list, metadata={"help": "Trackers: tensorboard, wandb, …"})
     push_to_hub: bool = option(False, "Upload best/ with its model card.")
     hub_model_id: str | None = option(None, "Repository to push to; output_dir's name when left out.")
+    hub_private_repo: bool | None = option(None, "Whether to make that repository private, when it is made.")
 
 
 def settings(args: Arguments, config: TrainingConfig, processes: int) -> dict[str, Any]:
     """What decides the weights that come out, and so must stay the same when a run is resumed."""
-    others = ("resume", "report_to", "push_to_hub", "hub_model_id", "num_workers", "log_steps")
+    others = ("resume", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "num_workers", "log_steps")
     given = {**asdict(args), **asdict(config), "processes": processes}
     return {name: value for name, value in given.items() if name not in others}
 
@@ -106,6 +108,18 @@ def check_output(args: Arguments, config: TrainingConfig, processes: int) -> Pat
     return output
 
 
+def repository(name: str) -> str:
+    """The name of a repository that can be pushed to, by its form and by there being a login; nothing is created.
+
+    Raises:
+        ValueError: It is no name of a repository, or nobody is logged in.
+    """
+    validate_repo_id(name)
+    if huggingface_hub.get_token() is None:
+        raise ValueError("push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN")
+    return name
+
+
 class Recipe:
     """One run of the recipe: everything is checked in `__init__`, before anything is written."""
 
@@ -120,10 +134,18 @@ class Recipe:
         self.output = check_output(args, config, self.accelerator.num_processes)
         use_all_cores(self.accelerator)
         skip = parse_skip(args.skip)
-        self.phi = PhiConfig(args.expansion, args.kernel_size, args.channel_attention, args.prefix)
+        self.phi = PhiConfig(
+            expansion=args.expansion,
+            kernel_size=args.kernel_size,
+            channel_attention=args.channel_attention,
+            prefix=args.prefix,
+        )
         self.host = load_model(args.model, self.accelerator, self.output)
         self.original = self.host.model.to(self.accelerator.device)
-        self.student = skipat_surgery.apply(copy.deepcopy(self.original), skip, self.phi)
+        chosen = SkipatConfig.parse(skip, self.phi)
+        self.student = skipat_surgery.apply(
+            copy.deepcopy(self.original), replace(chosen, base_model=self.host.base_model)
+        )
         columns = args.train_split, args.eval_split, args.image_column, args.label_column
         self.data = load_data(args.dataset, self.host.num_classes, args.dataset_config, *columns)
         if config.label_weight and not (self.host.num_classes and self.data.label_column):
@@ -138,10 +160,14 @@ class Recipe:
             check_enough(min(args.solve_images, len(self.data.train)), self.student)
         self.prepare_data()
         self.progress = Progress()
-        self.evaluate = Evaluator(self.original, bool(self.data.label_column), self.accelerator.gather_for_metrics)
+        self.evaluate = Evaluator(
+            self.original,
+            labelled=bool(self.data.label_column),
+            gather=self.accelerator.gather_for_metrics,
+        )
         self.console = Console(quiet=not self.accelerator.is_main_process)
-        if args.push_to_hub and self.accelerator.is_main_process:
-            self.repo = huggingface_hub.create_repo(args.hub_model_id or self.output.name, exist_ok=True).repo_id
+        if args.push_to_hub:
+            self.repo = repository(args.hub_model_id or self.output.name)
         self.accelerator.wait_for_everyone()  # nobody writes before everybody has checked
 
     def prepare_data(self) -> None:
@@ -168,6 +194,8 @@ class Recipe:
             folder.mkdir(parents=True, exist_ok=True)
             now = settings(self.args, self.config, self.accelerator.num_processes)
             run_state.write_json(self.output / RUN, now)
+            if self.args.model == digits.NAME:
+                keep_teacher(self.host, self.output)
         self.accelerator.init_trackers(
             "skipat", {**asdict(self.config), "model": self.args.model, "skip": self.args.skip}
         )
@@ -207,9 +235,8 @@ class Recipe:
         if self.args.align_steps:
             count = self.args.align_steps * config.batch_size
             batches = unlabelled(self.host, self.data, count, config.batch_size, config.seed)
-            self.stage(
-                "aligned", lambda: skipat_surgery.align(self.student, self.original, batches, self.args.align_steps)
-            )
+            steps = self.args.align_steps
+            self.stage("aligned", lambda: skipat_surgery.align(self.student, self.original, batches, steps=steps))
         start = list(self.progress.rows.values())[-1]
         self.progress.history.append({"step": 0, "seconds": round(self.progress.seconds, 2), **start})
 
@@ -275,7 +302,11 @@ class Recipe:
                 f"Left out as unreadable: {in_evaluation} evaluation images, training images {in_training} times"
             )
         if self.args.push_to_hub:
-            url = push(lambda folder: shutil.copytree(self.output / "best", folder, dirs_exist_ok=True), self.repo)
+            url = push(
+                lambda folder: shutil.copytree(self.output / "best", folder, dirs_exist_ok=True),
+                self.repo,
+                private=self.args.hub_private_repo,
+            )
             self.console.print(f"Pushed to {url}")
 
     def final(self) -> dict[str, float]:
@@ -299,6 +330,8 @@ class Recipe:
             "dataset": self.args.dataset,
             "skip": self.args.skip,
             "phi": str(self.phi),
+            "teacher": self.args.teacher,
+            "label_weight": self.config.label_weight,
             "host": "timm" if self.host.processor is None else "transformers",
             "auto_class": "AutoModelForImageClassification" if self.host.num_classes else "AutoModel",
             "machine": machine(self.accelerator.device),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ class LoadedModel:
         preprocess: Images as the model wants them: a list of PIL images to (B, C, H, W).
         image_mode: The PIL mode that `preprocess` takes, ``"RGB"`` or ``"L"``.
         processor: transformers' image processor; None for timm, whose configuration the model itself holds.
+        base_model: The name that its weights were loaded by, where it is one of the Hub; None where it is not known.
     """
 
     model: nn.Module
     preprocess: Callable[[list[Image]], Tensor]
     image_mode: str
     processor: Any = None
+    base_model: str | None = None
 
     @property
     def num_classes(self) -> int | None:
@@ -72,13 +74,21 @@ def load(name: str) -> LoadedModel:
     """
     directory = Path(name)
     if name.startswith(TIMM_PREFIX) and not directory.is_dir():
-        return from_timm(timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=True))
+        loaded = from_timm(timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=True))
+        return replace(loaded, base_model=timm_name(loaded.model))
     config_file = directory / "config.json"
     if config_file.is_file() and "architecture" in json.loads(config_file.read_text()):
         return from_timm(timm.create_model(f"local-dir:{directory}", pretrained=True))
     config = AutoConfig.from_pretrained(name)
     model = class_of(config).from_pretrained(name)
     return from_transformers(model, AutoImageProcessor.from_pretrained(name))
+
+
+def timm_name(model: Any) -> str:
+    """The id on the Hub of the weights that a timm model was created with."""
+    config = model.pretrained_cfg
+    tag = f".{config['tag']}" if config.get("tag") else ""
+    return config.get("hf_hub_id") or f"{TIMM_PREFIX}{config['architecture']}{tag}"
 
 
 def class_of(config: Any) -> Any:

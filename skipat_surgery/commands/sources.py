@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader, Subset
 
 from . import digits, images, loading
 from .loading import LoadedModel
 
+TEACHER = "teacher"
+
 
 def load_model(name: str, accelerator: Accelerator, output: Path) -> LoadedModel:
-    """The model to convert; the demonstration's teacher is trained by the main process, and kept for the others.
+    """The model to convert. The demonstration's teacher is trained by the main process, and nothing is written.
 
     Args:
         name: As `loading.load` takes it, or ``digits``.
         accelerator: Of the run.
-        output: Where the demonstration's teacher is kept.
+        output: Where `keep_teacher` may have kept the demonstration's teacher.
     """
     if name != digits.NAME:
         return loading.load(name)
-    saved = output / "teacher"
-    if accelerator.is_main_process and not saved.exists():
-        host = digits.train_teacher()
-        host.save(host.model, output / "teacher.unfinished")
-        (output / "teacher.unfinished").rename(saved)
-    accelerator.wait_for_everyone()
-    return loading.load(str(saved))
+    saved = output / TEACHER
+    if saved.exists():
+        return loading.load(str(saved))
+    with tempfile.TemporaryDirectory() as folder:
+        shared = broadcast_object_list([folder])[0]  # the main process's own
+        if accelerator.is_main_process:
+            host = digits.train_teacher()
+            host.save(host.model, shared)
+        accelerator.wait_for_everyone()
+        loaded = loading.load(shared)
+        accelerator.wait_for_everyone()
+    return loaded
+
+
+def keep_teacher(host: LoadedModel, output: Path) -> None:
+    """Keep the demonstration's teacher in the output directory, for a run that is resumed."""
+    if not (output / TEACHER).exists():
+        host.save(host.model, output / f"{TEACHER}.unfinished")
+        (output / f"{TEACHER}.unfinished").rename(output / TEACHER)
 
 
 def load_data(

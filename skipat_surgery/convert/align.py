@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from ..core.family import Grid
 from ..observing import evaluating, pixels_of, z_of
+from ..result import Result
 from ..tower import Tower, check_pair
 from .losses import relative_error
 
@@ -27,7 +29,7 @@ WARMUP = 15
 
 
 @dataclass(frozen=True)
-class AlignResult:
+class AlignResult(Result):
     """What the alignment did.
 
     Args:
@@ -39,15 +41,24 @@ class AlignResult:
     steps: int
     errors: tuple[float, ...]
 
+    def table(self) -> Table:
+        """The error at the start and at the end."""
+        shown = Table("", "step", "error over variance", title="Aligned")
+        for name, step in (("first", 0), ("last", len(self.errors) - 1)) if self.errors else ():
+            shown.add_row(name, str(step + 1), f"{self.errors[step]:.4f}")
+        return shown
+
 
 def align(
     model: nn.Module,
     teacher: nn.Module,
     batches: Iterable[Any],
+    *,
     steps: int = 60,
     forced: float = 0.0,
     learning_rate: float = 1e-4,
     patience: int = 20,
+    progress: bool = True,
 ) -> AlignResult:
     """Train every Φ of a cut model against its teacher's Z, in place, and nothing else.
 
@@ -57,8 +68,8 @@ def align(
     Args:
         model: A cut model.
         teacher: The model it was made from, untouched.
-        batches: Image batches (B, C, H, W), or mappings with ``pixel_values``; no labels are needed. They are gone
-            through again where they are fewer than `steps`.
+        batches: Image batches (B, C, H, W), ``(images, labels)`` pairs, or mappings with ``pixel_values``; no labels
+            are needed. They are gone through again where they are fewer than `steps`.
         steps: The most batches to use.
         forced: The share of the steps in which each Φ is given the teacher's Z, not that of the Φ before it. None by
             default: `solve` has fitted each Φ to what the one before it really makes, and the teacher's Z leads it
@@ -66,6 +77,7 @@ def align(
         learning_rate: Of AdamW, after a warm-up of 15 batches; a plateau lowers it.
         patience: Batches without a better loss that make a plateau. After three of them the teacher's Z gives way to
             the chain, and the chain ends the training.
+        progress: Whether to show a bar.
 
     Raises:
         ValueError: The model is not cut, the teacher is, or there are no images.
@@ -80,7 +92,9 @@ def align(
     phis.requires_grad_(True)
     try:
         with evaluating(model, teacher):
-            errors = _train(student, original, phis, repeated(batches, steps), steps, forced, learning_rate, patience)
+            errors = _train(
+                student, original, phis, repeated(batches, steps), steps, forced, learning_rate, patience, progress
+            )
     finally:
         for parameter, trained in zip(phis.parameters(), wanted, strict=True):
             parameter.grad = None
@@ -104,12 +118,13 @@ def _train(
     forced: float,
     learning_rate: float,
     patience: int,
+    progress: bool,
 ) -> list[float]:
     """Train until the batches end or the chain's loss stops falling; the arguments are those of `align`."""
     optimizer = torch.optim.AdamW(phis.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     errors: list[float] = []
     chained, schedule = False, plateau(optimizer, learning_rate, patience)
-    bar = tqdm(batches, total=steps, desc="Aligning", unit="step")
+    bar = tqdm(batches, total=steps, desc="Aligning", unit="step", disable=not progress)
     for step, batch in enumerate(bar):
         if not chained and (step >= round(forced * steps) or over(schedule, learning_rate)):
             chained, schedule = True, plateau(optimizer, learning_rate, patience)
@@ -168,7 +183,7 @@ def _step(student: Tower, original: Tower, pixels: Tensor, chained: bool, optimi
             z = later.get(run[0] - 1, targets[run[0] - 1])
             for index in run:
                 z = phi_output(student, index, z if chained else targets[index - 1], student.grid(pixels))
-                losses.append(relative_error(z.float(), targets[index].float(), student.num_prefix_tokens).mean())
+                losses.append(relative_error(z.float(), targets[index].float(), student.num_special_tokens).mean())
         loss = torch.stack(losses).mean()
         loss.backward()
     optimizer.step()
@@ -180,4 +195,4 @@ def _step(student: Tower, original: Tower, pixels: Tensor, chained: bool, optimi
 def phi_output(tower: Tower, index: int, z: Tensor, grid: Grid) -> Tensor:
     """What a block's Φ makes of Z (B, N, D), both with the patches last as `z_of` gives them."""
     phi: Any = tower.blocks[index].phi
-    return phi.map_tokens(z, grid, tower.num_prefix_tokens)
+    return phi.map_tokens(z, grid, tower.num_special_tokens)

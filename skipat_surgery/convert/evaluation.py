@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..observing import Outputs, outputs_of
+from ..observing import Outputs, labels_of, outputs_of, pixels_of
 from ..tower import Tower
 from .losses import distances
+
+
+def _as_it_is(row: Any) -> Any:
+    return row
 
 
 class Evaluator:
@@ -20,16 +24,24 @@ class Evaluator:
     Args:
         teacher: The untouched model.
         labelled: Whether the batches hold labels.
-        gather: accelerate's ``gather_for_metrics``, which drops what pads the last batch.
+        gather: accelerate's ``gather_for_metrics``, which drops what pads the last batch; nothing in one process.
+
+    Example:
+        >>> Evaluator(teacher, labelled=True)(student, loader)["agreement"]  # doctest: +SKIP
     """
 
-    def __init__(self, teacher: nn.Module, labelled: bool, gather: Callable[[Any], Any]) -> None:
+    def __init__(self, teacher: nn.Module, *, labelled: bool = False, gather: Callable[[Any], Any] = _as_it_is) -> None:
         self.teacher, self.labelled, self.gather = teacher, labelled, gather
         self.tower = Tower.of(teacher)
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
-        """Measure a model on batches of pixel_values, labels and valid, prepared by accelerate and not shuffled.
+        """Measure a model on batches that are not shuffled.
+
+        Args:
+            model: The cut model.
+            loader: Image batches (B, C, H, W), ``(images, labels)`` pairs, or mappings with ``pixel_values``,
+                ``labels``, and ``valid`` (B,), which is False for images to leave out.
 
         Returns:
             ``agreement`` and ``kl`` where there are classes, ``top1`` and ``teacher_top1`` where there are labels too,
@@ -39,18 +51,21 @@ class Evaluator:
         model.eval()
         columns: dict[str, list[Tensor]] = {}
         for batch in loader:
-            student = outputs_of(model, tower, batch["pixel_values"])
-            teacher = outputs_of(self.teacher, self.tower, batch["pixel_values"])
+            pixels = pixels_of(batch).to(next(model.parameters()).device)
+            student, teacher = outputs_of(model, tower, pixels), outputs_of(self.teacher, self.tower, pixels)
             row = self.gather(self._measure(student, teacher, batch))
             for name, values in row.items():
                 columns.setdefault(name, []).append(values)
         model.train(training)
         return self._summarise({name: torch.cat(values) for name, values in columns.items()})
 
-    def _measure(self, student: Outputs, teacher: Outputs, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        count = self.tower.num_prefix_tokens
+    def _measure(self, student: Outputs, teacher: Outputs, batch: Any) -> dict[str, Tensor]:
+        count = self.tower.num_special_tokens
         cosine = F.cosine_similarity(student.tokens, teacher.tokens, dim=-1)
-        row = {"valid": batch["valid"], "patch_cosine": cosine[:, count:].mean(dim=1)}
+        valid = batch.get("valid") if isinstance(batch, Mapping) else None
+        if valid is None:
+            valid = torch.ones(len(cosine), dtype=torch.bool, device=cosine.device)
+        row = {"valid": valid, "patch_cosine": cosine[:, count:].mean(dim=1)}
         if count:
             row["prefix_cosine"] = cosine[:, :count].mean(dim=1)
         if student.logits is not None and teacher.logits is not None:
@@ -58,8 +73,12 @@ class Evaluator:
             predicted, expected = student.logits.argmax(dim=-1), teacher.logits.argmax(dim=-1)
             row["agreement"] = (predicted == expected).float()
             if self.labelled:
-                row["top1"] = (predicted == batch["labels"]).float()
-                row["teacher_top1"] = (expected == batch["labels"]).float()
+                labels = labels_of(batch)
+                if labels is None:
+                    raise ValueError("labelled=True needs batches with labels")
+                labels = labels.to(predicted.device)
+                row["top1"] = (predicted == labels).float()
+                row["teacher_top1"] = (expected == labels).float()
         return row
 
     @staticmethod

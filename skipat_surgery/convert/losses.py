@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from ..observing import Outputs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossWeights:
     """What each term counts. All but `labels` compare student and teacher on the same images.
 
@@ -28,9 +29,20 @@ class LossWeights:
     kl: float = 1.0
     prefix: float = 0.5
     patches: float = 0.5
-    blocks: float = 0.0
+    blocks: float = 15.0
     temperature: float = 1.0
     labels: float = 0.0
+
+    def of(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum (B,) of the terms that `distances` and `label_loss` give, by name."""
+        weights = {
+            "kl": self.kl,
+            "prefix": self.prefix,
+            "patches": self.patches,
+            "blocks": self.blocks,
+            "labels": self.labels,
+        }
+        return torch.stack([weights[name] * term for name, term in terms.items()]).sum(dim=0)
 
 
 def distances(
@@ -79,12 +91,10 @@ def relative_error(found: Tensor, expected: Tensor, num_prefix_tokens: int) -> T
     return torch.stack(parts).mean(dim=0)
 
 
-def distillation_loss(terms: dict[str, Tensor], valid: Tensor, weights: LossWeights) -> Tensor:
-    """The weighted sum of the terms, averaged over the valid images (B,)."""
-    total = sum(
-        (getattr(weights, name) * term for name, term in terms.items()), torch.zeros_like(valid, dtype=torch.float)
-    )
-    return (total * valid).sum() / valid.sum().clamp(min=1)
+def distillation_loss(terms: Mapping[str, Tensor], weights: LossWeights, valid: Tensor | None = None) -> Tensor:
+    """The weighted sum of the terms, averaged over the images, or over those that are valid (B,)."""
+    total = weights.of(terms)
+    return total.mean() if valid is None else (total * valid).sum() / valid.sum().clamp(min=1)
 
 
 def mixup(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:

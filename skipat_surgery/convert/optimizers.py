@@ -8,6 +8,10 @@ from torch import nn
 from ..observing import num_classes_of
 from ..tower import Tower
 
+LEARNING_RATE = 1e-3
+MUON_LEARNING_RATE = 7e-4
+WEIGHT_DECAY = 0.01
+
 
 def freeze_untouched(model: nn.Module) -> int:
     """Freeze what the cut did not change: the embeddings and the blocks before the first skipped one.
@@ -35,12 +39,23 @@ def freeze_untouched(model: nn.Module) -> int:
 
 
 def optimizers(
-    model: nn.Module, learning_rate: float, muon_learning_rate: float, weight_decay: float
+    model: nn.Module,
+    *,
+    learning_rate: float = LEARNING_RATE,
+    muon_learning_rate: float = MUON_LEARNING_RATE,
+    weight_decay: float = WEIGHT_DECAY,
 ) -> list[torch.optim.Optimizer]:
     """Muon for the weight matrices inside the blocks, AdamW for all the rest.
 
     A converted model starts close to its teacher and has few steps to spend; Muon's orthogonal updates spend them
-    better. With a Muon rate of 0, AdamW trains everything.
+    better. With a Muon rate of 0, AdamW trains everything. Only what requires a gradient is trained: see
+    `freeze_untouched`.
+
+    Args:
+        model: A vision transformer of a supported family, cut or not.
+        learning_rate: Of AdamW.
+        muon_learning_rate: Of Muon.
+        weight_decay: Decoupled, of all matrices.
     """
     tower = Tower.of(model)
     inside = {id(p) for p in tower.family.block_list(tower.module).parameters() if p.ndim == 2}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .losses import LossWeights
+from .optimizers import LEARNING_RATE, MUON_LEARNING_RATE, WEIGHT_DECAY
 
 
 def option(default: Any, text: str) -> Any:
@@ -20,9 +21,11 @@ class TrainingConfig:
     max_steps: int = option(120, "Optimiser steps; 0 leaves the distillation out.")
     batch_size: int = option(64, "Images a step on each process, before gradient accumulation.")
     gradient_accumulation_steps: int = option(1, "Batches summed into one optimiser step.")
-    learning_rate: float = option(1e-3, "Peak rate of AdamW, which trains what Muon does not.")
-    muon_learning_rate: float = option(7e-4, "Peak rate of Muon on the blocks' weight matrices; 0 leaves all to AdamW.")
-    weight_decay: float = option(0.01, "Decoupled weight decay of all matrices.")
+    learning_rate: float = option(LEARNING_RATE, "Peak rate of AdamW, which trains what Muon does not.")
+    muon_learning_rate: float = option(
+        MUON_LEARNING_RATE, "Peak rate of Muon on the blocks' matrices; 0 leaves all to AdamW."
+    )
+    weight_decay: float = option(WEIGHT_DECAY, "Decoupled weight decay of all matrices.")
     warmup_steps: int = option(15, "Steps to warm up; a cosine to zero follows.")
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
     ema_decay: float = option(
@@ -30,12 +33,16 @@ class TrainingConfig:
     )
     mixup: float = option(0.0, "Mixup's alpha; student and teacher see the same mixture. 0 mixes nothing.")
     min_crop_scale: float = option(1.0, "Training crops hold at least this share of the image.")
-    kl_weight: float = option(1.0, "Weight of the KL divergence between the class distributions.")
-    prefix_weight: float = option(0.5, "Weight of 1 - cosine between the final CLS tokens.")
-    patch_weight: float = option(0.5, "Weight of the squared error between the final normalised patch tokens.")
-    block_weight: float = option(15.0, "Weight of the squared error over variance between the blocks.")
-    temperature: float = option(1.0, "Temperature of the KL term.")
-    label_weight: float = option(0.0, "Weight of the cross-entropy with the labels; 0 reads none in training.")
+    kl_weight: float = option(LossWeights.kl, "Weight of the KL divergence between the class distributions.")
+    prefix_weight: float = option(LossWeights.prefix, "Weight of 1 - cosine between the final CLS tokens.")
+    patch_weight: float = option(
+        LossWeights.patches, "Weight of the squared error between the final normed patch tokens."
+    )
+    block_weight: float = option(LossWeights.blocks, "Weight of the squared error over variance between the blocks.")
+    temperature: float = option(LossWeights.temperature, "Temperature of the KL term.")
+    label_weight: float = option(
+        LossWeights.labels, "Weight of the cross-entropy with the labels; 0 reads none to train."
+    )
     eval_steps: int = option(100, "Measure every so many steps; the end is always measured.")
     eval_images: int = option(2000, "Images of a measurement on the way; the last one uses all.")
     checkpoint_steps: int = option(100, "Write a checkpoint to resume from every so many steps.")
@@ -69,5 +76,11 @@ class TrainingConfig:
     @property
     def loss_weights(self) -> LossWeights:
         """The weights of the loss terms."""
-        terms = self.kl_weight, self.prefix_weight, self.patch_weight, self.block_weight
-        return LossWeights(*terms, self.temperature, self.label_weight)
+        return LossWeights(
+            kl=self.kl_weight,
+            prefix=self.prefix_weight,
+            patches=self.patch_weight,
+            blocks=self.block_weight,
+            temperature=self.temperature,
+            labels=self.label_weight,
+        )

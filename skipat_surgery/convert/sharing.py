@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..observing import Outputs, outputs_of
 from ..tower import Tower
 
 
@@ -57,3 +59,29 @@ def started_at(tower: Tower, first: int, x: Tensor) -> Iterator[None]:
 
 def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
+
+
+def outputs_of_both(
+    student: tuple[nn.Module, Tower],
+    teacher: tuple[nn.Module, Tower],
+    images: Tensor,
+    states: Iterable[int] = (),
+    *,
+    share: bool,
+) -> tuple[Outputs, Outputs]:
+    """What a cut model and its teacher make of the same images, the teacher without gradients.
+
+    Args:
+        student: The cut model, which may be wrapped, and its tower.
+        teacher: The model it learns from, and its tower.
+        images: (B, C, H, W).
+        states: The blocks whose output to keep.
+        share: Run the blocks before the first skipped one once, for both: the teacher is the model that was cut, and
+            they are frozen.
+    """
+    first = student[1].skip[0]
+    with keep_input(student[1].blocks[first]) as seen:
+        found = outputs_of(*student, images, states)
+    shared = started_at(teacher[1], first, seen[0]) if share else nullcontext()
+    with torch.no_grad(), shared:
+        return found, outputs_of(*teacher, images, states)

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from ..core.phi import Phi
 from ..observing import evaluating, pixels_of, z_of
+from ..result import Result
 from ..tower import Tower, check_pair
 
 # Added to the diagonal of a covariance, as a fraction of its mean.
@@ -26,7 +29,7 @@ SINGULAR = 1e-7
 
 
 @dataclass(frozen=True)
-class SolveResult:
+class SolveResult(Result):
     """How well each solved Φ meets the teacher's Z: squared error over variance, by block (0 is exact, 1 the mean).
 
     `prefix` is empty for a model without prefix tokens.
@@ -35,6 +38,13 @@ class SolveResult:
     images: int
     patches: dict[int, float]
     prefix: dict[int, float]
+
+    def table(self) -> Table:
+        """The errors, block by block."""
+        shown = Table("block", "patches", "prefix", title=f"Solved on {self.images:,} images: error over variance")
+        for block, error in self.patches.items():
+            shown.add_row(str(block), f"{error:.4f}", f"{self.prefix[block]:.4f}" if self.prefix else "–")
+        return shown
 
 
 class Moments:
@@ -111,15 +121,19 @@ class Fit:
         return float(residual / self.var_y)
 
 
-def solve(model: nn.Module, teacher: nn.Module, batches: Iterable[Any], ridge: float = RIDGE) -> SolveResult:
+def solve(
+    model: nn.Module, teacher: nn.Module, batches: Iterable[Any], *, ridge: float = RIDGE, progress: bool = True
+) -> SolveResult:
     """Fit every Φ of a cut model to its teacher's Z, in place and in closed form (SCIENCE: ridge regression, in order).
 
     Args:
         model: A cut model.
         teacher: The model it was made from, untouched.
-        batches: Image batches (B, C, H, W), or mappings with ``pixel_values``. No labels are needed. With several runs
-            of skipped blocks they are gone through once a run, so they must allow that: a list or a DataLoader.
+        batches: Image batches (B, C, H, W), ``(images, labels)`` pairs, or mappings with ``pixel_values``. No labels
+            are needed. With several runs of skipped blocks they are gone through once a run, so they must allow that: a
+            list or a DataLoader.
         ridge: Added to each covariance's diagonal, as a fraction of its mean.
+        progress: Whether to show a bar.
 
     Returns:
         The relative error by block.
@@ -136,7 +150,7 @@ def solve(model: nn.Module, teacher: nn.Module, batches: Iterable[Any], ridge: f
     images, patches, prefix = 0, {}, {}
     with evaluating(model, teacher):
         for run in student.config.runs:
-            images, moments = collect(student, original, run, batches)
+            images, moments = collect(student, original, run, batches, progress)
             if images == 0:
                 raise ValueError(
                     "batches gave no images; with several runs of skipped blocks they are gone through once a run, so "
@@ -156,7 +170,7 @@ def phi_of(tower: Tower, index: int) -> Phi:
 
 
 def collect(
-    student: Tower, original: Tower, run: tuple[int, ...], batches: Iterable[Any]
+    student: Tower, original: Tower, run: tuple[int, ...], batches: Iterable[Any], progress: bool = False
 ) -> tuple[int, tuple[Moments, Moments]]:
     """What the fits of a run need, in one pass over the images.
 
@@ -165,15 +179,17 @@ def collect(
         original: Gives the Z of each block of the run.
         run: Consecutive blocks.
         batches: As `solve` takes them.
+        progress: Whether to show a bar.
 
     Returns:
         The number of images, and the moments of patches and of prefix tokens.
     """
     images, patch_moments, prefix_moments = 0, Moments(), Moments()
-    count = student.num_prefix_tokens
+    count = student.num_special_tokens
     source = run[0] - 1
     device = next(student.module.parameters()).device
-    for batch in batches:
+    what = f"Solving blocks {run[0]} to {run[-1]}"
+    for batch in tqdm(batches, desc=what, unit="batch", disable=not progress):
         pixels = pixels_of(batch).to(device)
         targets = z_of(original, [source, *run], pixels)
         z = targets.pop(source)
@@ -200,7 +216,7 @@ def prefix_features(z: Tensor, num_prefix_tokens: int) -> Tensor:
 def images_needed(model: nn.Module) -> int:
     """The fewest images that `solve` can work with at a model's configured size: more rows than unknowns in a fit."""
     tower = Tower.of(model)
-    width, prefix = tower.family.width(tower.module), tower.num_prefix_tokens
+    width, prefix = tower.family.width(tower.module), tower.num_special_tokens
     height, columns = tower.family.grid(tower.module)
     return max(width // (height * columns), 2 * width // prefix if prefix else 0) + 1
 
@@ -238,7 +254,7 @@ def solve_run(
         phi = phi_of(tower, index)
         weight, bias, patch_errors[index] = _solve_patches(phi, patch_moments.through(*chain, index), ridge)
         chain = (weight @ chain[0], weight @ chain[1] + bias)
-        if tower.num_prefix_tokens:
+        if tower.num_special_tokens:
             fit = prefix_moments.through(*joint, index)
             own, own_bias, prefix_errors[index] = _solve_prefix(phi, fit, ridge)
             mean = torch.cat([torch.zeros_like(weight), weight], dim=1)
@@ -254,10 +270,10 @@ def _solve_patches(phi: Phi, fit: Fit, ridge: float) -> tuple[Tensor, Tensor, fl
     hidden unit of zero mean and unit scale.
     """
     full = fit.ridge_regression(ridge)
-    spread, directions = torch.linalg.eigh(full @ fit.damped(ridge) @ full.T)
-    order = spread.argsort(descending=True)[: phi.expand.out_features]
-    order = order[spread[order] > 1e-12 * spread.max()]
-    scale, basis = spread[order].sqrt(), directions[:, order]
+    variances, directions = torch.linalg.eigh(full @ fit.damped(ridge) @ full.T)
+    order = variances.argsort(descending=True)[: phi.expand.out_features]
+    order = order[variances[order] > 1e-12 * variances.max()]
+    scale, basis = variances[order].sqrt(), directions[:, order]
     encode, decode = (basis.T @ full) / scale[:, None], basis * scale
     weight = decode @ encode
     # decode @ (encode @ z + shift) + bias, with shift = -encode @ mean, so that the constant is the target's mean.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +16,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from ..observing import Outputs, outputs_of
+from ..observing import Outputs
 from ..tower import Tower
 from .losses import distances, distillation_loss, label_loss, mixup
 from .optimizers import optimizers
 from .settings import TrainingConfig
-from .sharing import front, keep_input, started_at
+from .sharing import front, outputs_of_both
 from .stream import Stream
 
 
@@ -55,8 +54,13 @@ class Training:
         self.tower, self.teacher_tower = Tower.of(student), Tower.of(teacher)
         average = get_ema_multi_avg_fn(config.ema_decay)
         self.ema = AveragedModel(student, multi_avg_fn=average) if config.ema_decay else None
-        rates = config.learning_rate, config.muon_learning_rate
-        prepared = accelerator.prepare(student, *optimizers(student, *rates, config.weight_decay))
+        chosen = optimizers(
+            student,
+            learning_rate=config.learning_rate,
+            muon_learning_rate=config.muon_learning_rate,
+            weight_decay=config.weight_decay,
+        )
+        prepared = accelerator.prepare(student, *chosen)
         self.student, self.optimizers = prepared[0], prepared[1:]
         self.schedules = [
             get_cosine_schedule_with_warmup(optimizer.optimizer, config.warmup_steps, config.max_steps)
@@ -134,10 +138,10 @@ class Training:
         with accelerator.accumulate(self.student):
             with accelerator.autocast():
                 found, expected = self._run_both(images)
-            terms = distances(found, expected, self.tower.num_prefix_tokens, config.temperature)
+            terms = distances(found, expected, self.tower.num_special_tokens, config.temperature)
             if config.label_weight and found.logits is not None:
                 terms["labels"] = label_loss(found.logits, batch["labels"])
-            loss = distillation_loss(terms, batch["valid"], config.loss_weights)
+            loss = distillation_loss(terms, config.loss_weights, batch["valid"])
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(self.student.parameters(), config.max_grad_norm)
@@ -157,11 +161,9 @@ class Training:
         first, depth = self.tower.skip[0], len(self.tower.blocks)
         same_depth = depth == len(self.teacher_tower.blocks)
         states = range(first, depth - 1) if self.config.block_weight and same_depth else ()
-        with keep_input(self.tower.blocks[first]) as seen:
-            found = outputs_of(self.student, self.tower, images, states)
-        shared = started_at(self.teacher_tower, first, seen[0]) if self.share else nullcontext()
-        with torch.no_grad(), shared:
-            return found, outputs_of(self.teacher, self.teacher_tower, images, states)
+        return outputs_of_both(
+            (self.student, self.tower), (self.teacher, self.teacher_tower), images, states, share=self.share
+        )
 
     def _train_mode(self) -> None:
         """Training mode, but for the frozen blocks, which stay what they are in the teacher."""

@@ -39,13 +39,13 @@ class FillAttentions:
             places = [place for place, value in enumerate(output) if is_attentions(value, attended)]
             if not places:
                 return output
-            filled = (*output[: places[-1]], self.spread(output[places[-1]]), *output[places[-1] + 1 :])
+            filled = (*output[: places[-1]], self.by_block(output[places[-1]]), *output[places[-1] + 1 :])
             return filled
         if is_attentions(getattr(output, "attentions", None), attended):
-            output["attentions"] = self.spread(output.attentions)
+            output["attentions"] = self.by_block(output.attentions)
         return output
 
-    def spread(self, maps: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    def by_block(self, maps: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
         """The maps by block."""
         rest = iter(maps)
         return tuple(None if index in self.skip else next(rest) for index in range(self.depth))

@@ -8,6 +8,8 @@ from typing import Any
 
 import huggingface_hub
 
+from .tables import markdown_table
+
 PAPER = "https://arxiv.org/abs/2301.02240"
 COLUMNS = (
     # key, title, format
@@ -63,11 +65,9 @@ def cells(results: dict[str, Any], leave_out: tuple[str, ...] = ()) -> tuple[lis
     return header, body
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """The measured table."""
-    header, body = cells(results)
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def measured_table(results: dict[str, Any]) -> str:
+    """The measured table, in Markdown."""
+    return markdown_table(*cells(results))
 
 
 def _phis(skipat: dict[str, Any]) -> dict[str, str]:
@@ -107,13 +107,29 @@ def _distillation(results: dict[str, Any] | None) -> str:
     if results is None:
         return "Nothing is recorded: the model was cut, and perhaps trained, without skipat_surgery's recipe."
     return (
-        f"Against the untouched model on `{results['dataset']}`: {', '.join(list(results['rows'])[2:])} "
-        f"({results['steps']} steps), in "
-        f"{results['seconds'] / 60:.1f} minutes; labels were used for measuring only.\n\n{markdown(results)}\n\n"
+        f"Against {_teacher(results)} on `{results['dataset']}`: {', '.join(list(results['rows'])[2:])} "
+        f"({results['steps']} steps), in {results['seconds'] / 60:.1f} minutes; {_labels(results)}."
+        f"\n\n{measured_table(results)}\n\n"
         f"Measured on {results['rows']['teacher']['images']} images, {results['machine']}, {results['precision']}. "
         "Speed is that of the whole model beside the untouched one (SDPA), in one interleaved run."
         + (f"\n\nMade with\n\n```\n{results['command']}\n```" if "command" in results else "")
     )
+
+
+def _teacher(results: dict[str, Any]) -> str:
+    """Whom the model learned from; checkpoints before version 0.2 do not say."""
+    if "teacher" not in results:
+        return "a teacher"
+    return f"`{results['teacher']}`" if results["teacher"] else "the untouched model"
+
+
+def _labels(results: dict[str, Any]) -> str:
+    """What labels were used for."""
+    weight = results.get("label_weight")
+    if weight:
+        return f"labels were learned from too, with weight {weight:g}"
+    measured = "labels were used for measuring only" if "top1" in results["rows"]["teacher"] else "no label was read"
+    return measured if weight is not None else "whether it learned from labels is not recorded"
 
 
 def _loading(host: str, load_with: str) -> str:

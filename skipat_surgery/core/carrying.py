@@ -28,10 +28,10 @@ _BOX = "_skipat_box"
 
 
 class Box:
-    """Holds Z for the length of one block's forward.
+    """Holds Z for one reader: a block's own code during its forward, or without gradients the Φ that uses Z up.
 
-    It is emptied then: autograd saves the tensors that lead it, and with Z inside, Z's own graph would hold Z, a circle
-    that Python's garbage collector does not see, and a forward whose output is thrown away would never be freed.
+    It is emptied by then: autograd saves the tensors that lead it, and with Z inside, Z's own graph would hold Z, a
+    circle that Python's garbage collector does not see, and a forward whose output is thrown away would never be freed.
     """
 
     def __init__(self, z: Tensor | None = None) -> None:
@@ -42,6 +42,11 @@ class Box:
         z, self.z = self.z, None
         assert z is not None
         return z
+
+    def to(self, *args: Any, **kwargs: Any) -> Box:
+        """Move Z, as accelerate does with whatever it finds among the inputs of a block on another device."""
+        self.z = self.empty().to(*args, **kwargs)
+        return self
 
 
 def carry(x: Tensor, grid: Grid, z: Tensor | None = None) -> Tensor:
@@ -169,20 +174,18 @@ class SkippedBlock(Grafted):
                 f"a skipped {type(self).__name__} was given no Z: the block before it was left out, or it was called "
                 "twice on the same hidden states without gradients, where the first call uses Z up"
             )
-        given: Tensor | list[Tensor] = z
+        given: Tensor | Box = z
         if not torch.is_grad_enabled():
-            # Only Φ needs this Z. In a list that Φ empties, it is gone before the MLP, where memory peaks; and who
+            # Only Φ needs this Z. In a box that it empties, Z is gone before the MLP, where memory peaks; and who
             # keeps the hidden states does not keep every Z with them.
-            given = [z]
+            given = Box(z)
             carry(x, grid)
         del z
         x, z = super().__call__(x, given, grid, *args, **kwargs)  # type: ignore[misc]
         return carry(x, grid, z if self.skipat_feeds_next else None)
 
-    def forward(
-        self, x: Tensor, z: Tensor | list[Tensor], grid: Grid, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        box = Box(self.phi(z.pop() if isinstance(z, list) else z, grid))
+    def forward(self, x: Tensor, z: Tensor | Box, grid: Grid, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        box = Box(self.phi(z.empty() if isinstance(z, Box) else z, grid))
         x = super().forward(with_box(x, box), *args, **kwargs)  # type: ignore[misc]
         return x, box.empty()
 

@@ -11,7 +11,7 @@ OPTIONAL = ("base_model", "results")
 PREFIX_MODES = ("mix", "pass")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PhiConfig:
     """The shape of one Φ (paper §3.2, Eq. 5-8).
 

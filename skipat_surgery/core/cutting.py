@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -41,13 +41,10 @@ class Record:
     removed: dict[int, dict[str, nn.Module | None]] | None
 
 
-def record_of(model: nn.Module) -> tuple[str, nn.Module, Record] | None:
-    """The cut tower in a model, as (path, tower, record); None where nothing was cut."""
-    for path, module in model.named_modules():
-        record = module.__dict__.get(RECORD)
-        if record is not None:
-            return path, module, record
-    return None
+def records_of(model: nn.Module) -> list[tuple[str, nn.Module, Record]]:
+    """The cut towers in a model, as (path, tower, record)."""
+    found = [(path, module, module.__dict__.get(RECORD)) for path, module in model.named_modules()]
+    return [(path, module, record) for path, module, record in found if record is not None]
 
 
 def check_skip(config: SkipatConfig, num_blocks: int, what: str) -> None:
@@ -71,14 +68,14 @@ def check_skip(config: SkipatConfig, num_blocks: int, what: str) -> None:
         )
 
 
-def cut(tower: nn.Module, family: Family, config: SkipatConfig, *, keep_removed: bool) -> None:
+def apply_to_tower(tower: nn.Module, family: Family, config: SkipatConfig, *, keep_removed: bool) -> None:
     """Cut a tower in place. Everything has been checked before.
 
     Args:
         tower: Of this family, untouched.
         family: Its entry.
         config: The blocks to skip, each with its Φ.
-        keep_removed: Keep what is taken out, so that `sew` can put it back.
+        keep_removed: Keep what is taken out, so that `restore_tower` can put it back.
     """
     blocks = family.block_list(tower)
     width, prefix, suffix = family.width(tower), family.num_prefix_tokens(tower), family.num_suffix_tokens(tower)
@@ -102,19 +99,16 @@ def cut(tower: nn.Module, family: Family, config: SkipatConfig, *, keep_removed:
     tower.__dict__[RECORD] = Record(family, config, removed if keep_removed else None)
 
 
-def sew(tower: nn.Module) -> None:
-    """Undo `cut`: what was taken out returns, moved to the tower's present device, dtype and mode.
+def restore_tower(tower: nn.Module) -> None:
+    """Undo `apply_to_tower`: what was taken out returns, moved to the tower's present device, dtype and mode.
 
     Raises:
-        ValueError: The originals are not there, as the model was loaded cut.
+        ValueError: The originals are not there.
     """
+    check_restorable(tower)
     record: Record = tower.__dict__[RECORD]
     family = record.family
-    if record.removed is None:
-        raise ValueError(
-            "this model was loaded from a cut checkpoint, which does not hold the attention that was taken out; load "
-            "the model that it was made from instead"
-        )
+    assert record.removed is not None
     blocks = family.block_list(tower)
     for index, slots in record.removed.items():
         block = blocks[index]
@@ -133,14 +127,44 @@ def sew(tower: nn.Module) -> None:
     del tower.__dict__[RECORD]
 
 
-def _skip(block: nn.Module, family: Family, phi: Phi) -> dict[str, nn.Module | None]:
-    """Put Φ into a block and return what was taken out, by slot."""
-    slots = {family.attention: SkippedAttention(family.returns_tuple), **dict.fromkeys(family.drop)}
+def check_restorable(tower: nn.Module) -> None:
+    """Check that what was taken out of a cut tower is still there.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if tower.__dict__[RECORD].removed is None:
+        raise ValueError(
+            "the attention that was taken out is not there: the model was loaded from a cut checkpoint, cut with "
+            "keep_removed=False, or told to forget it; load the model that it was made from instead"
+        )
+
+
+def forget_removed(tower: nn.Module) -> None:
+    """Let go of what was taken out of a cut tower."""
+    tower.__dict__[RECORD] = replace(tower.__dict__[RECORD], removed=None)
+
+
+def take_out(block: nn.Module, family: Family, stand_in: nn.Module) -> dict[str, nn.Module | None]:
+    """Take the MSA of a block out, with the norm before it and all that only it uses; returns them by slot.
+
+    Args:
+        block: Attended.
+        family: Of its tower.
+        stand_in: What takes the slot of the MSA.
+    """
+    slots = {family.attention: stand_in, **dict.fromkeys(family.drop)}
     if family.norm is not None:
         slots[family.norm] = nn.Identity()
     removed = {slot: getattr(block, slot) for slot in slots}
-    for slot, stand_in in slots.items():
-        setattr(block, slot, stand_in)
+    for slot, module in slots.items():
+        setattr(block, slot, module)
+    return removed
+
+
+def _skip(block: nn.Module, family: Family, phi: Phi) -> dict[str, nn.Module | None]:
+    """Put Φ into a block and return what was taken out, by slot."""
+    removed = take_out(block, family, SkippedAttention(family.returns_tuple))
     graft(block, SkippedBlock)
     save_memory(block, family.attention)
     block.phi = phi

@@ -8,6 +8,8 @@ from typing import Any
 
 import huggingface_hub
 
+PUSH_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+
 
 def push(
     save: Callable[[str], Any],

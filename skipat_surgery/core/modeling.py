@@ -8,6 +8,8 @@ so that transformers' own conversions of parameter names still apply to them.
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -28,10 +30,10 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 from .auto_classes import PREFIX, auto_class_names, auto_map, auto_mappings, names_in
 from .card import model_card, write_card
 from .config import SkipatConfig
-from .cutting import check_skip, cut, record_of
+from .cutting import apply_to_tower, check_skip, records_of
 from .finding import FAMILIES, find_tower
 from .grafting import Grafted, cached
-from .hub import push
+from .hub import PUSH_OPTIONS, push
 from .transformers_families import NESTING
 
 logger = logging.get_logger(__name__)
@@ -55,7 +57,7 @@ class SkipatPreTrainedModel:
         config.auto_map = auto_map(self.stock_class)
         _, tower, family = find_tower(self)  # type: ignore[arg-type]
         check_skip(skipat, len(family.block_list(tower)), type(self).__name__)
-        cut(tower, family, skipat, keep_removed=False)
+        apply_to_tower(tower, family, skipat, keep_removed=False)
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -78,10 +80,28 @@ class SkipatPreTrainedModel:
         check_loaded(model, info)
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Save as transformers does, with a model card where there is none."""
-        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        is_main_process: bool = True,
+        state_dict: dict[str, Any] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save as transformers does, with a model card where there is none.
+
+        With `push_to_hub` the folder is then pushed, our card with it, to ``repo_id`` or a repository of its name.
+        """
+        named = {name: kwargs.pop(name) for name in ("repo_id", *PUSH_OPTIONS) if name in kwargs}
+        token = {"token": named["token"]} if "token" in named else {}
+        save = super().save_pretrained  # type: ignore[misc]
+        save(save_directory, is_main_process=is_main_process, state_dict=state_dict, **token, **kwargs)
+        if not is_main_process:
+            return
         write_card(save_directory, self.card())
+        if push_to_hub:
+            repo_id = named.pop("repo_id", Path(save_directory).name)
+            push(lambda folder: shutil.copytree(save_directory, folder, dirs_exist_ok=True), repo_id, **named)
 
     def card(self) -> str:
         """The model card: what was cut, how it was distilled, how it is loaded."""
@@ -97,7 +117,7 @@ class CannotBeSaved(Grafted):
     """Mixin of a cut model whose class is the user's own: what it saved could not be loaded cut."""
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        path, _, _ = record_of(self)  # type: ignore[arg-type, misc]
+        path, _, _ = records_of(self)[0]  # type: ignore[arg-type]
         raise NotImplementedError(
             f"{type(self).__name__} is not a class of transformers, so its checkpoint would be loaded without the "
             f"surgery. Save its vision tower from a model of transformers' own ({path or 'load it as such'}), or the "
@@ -113,7 +133,7 @@ def check_loaded(model: Any, info: dict[str, Any]) -> None:
     Raises:
         ValueError: The checkpoint and `config.skipat` contradict each other.
     """
-    _, tower, record = record_of(model)  # type: ignore[misc]
+    _, tower, record = records_of(model)[0]
     blocks = re.compile(rf"(^|\.){re.escape(record.family.blocks)}\.\d+\.")
     wrong = {
         what: sorted(str(key) for key in info.get(what) or () if blocks.search(str(key)))
@@ -187,12 +207,13 @@ def is_adopted(model: object) -> bool:
 
 def adopt(model: Any, skipat: SkipatConfig) -> None:
     """Give a model that was cut in place its ``Skipat…`` class, and its config what was done."""
-    config = model.config  # keep the object: every attention module holds it
-    config.__class__ = skipat_config_class(type(config))
-    config.skipat = skipat.to_dict()
-    register_config(config.stock_class)
-    config.auto_map = auto_map(type(model))
-    model.__class__ = skipat_model_class(type(model))
+    config, stock = model.config, type(model)
+    # What can fail comes before the first change.
+    config_class, model_class, places = skipat_config_class(type(config)), skipat_model_class(stock), auto_map(stock)
+    register_config(type(config))
+    config.__class__ = config_class  # keep the object: every attention module holds it
+    config.skipat, config.auto_map = skipat.to_dict(), places
+    model.__class__ = model_class
     # transformers looks up by class what a model can record, and fills this in __init__
     dict.__setitem__(_CAN_RECORD_REGISTRY, str(model.__class__), model._can_record_outputs)
 

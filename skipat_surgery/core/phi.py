@@ -146,8 +146,8 @@ class Phi(nn.Module):
         room = others > 0 and self.reduce.in_features < self.reduce.out_features
         # All tokens go through the Linear, as a slice of Z would have to be copied, and Z may be wider than the hidden
         # units. Then the patches are copied out: GELU and the convolution are slow on a slice.
-        out = self.checkpointed(self.spread, self.expand(z)[:, first:last].contiguous(), grid)
-        out = self.checkpointed(self.narrow, out, (first, z.shape[1] - last) if room else (0, 0))
+        out = self.checkpointed(self.convolve, self.expand(z)[:, first:last].contiguous(), grid)
+        out = self.checkpointed(self.project, out, (first, z.shape[1] - last) if room else (0, 0))
         if self.eca is not None:
             gate = self.eca(out[:, first:last] if room else out)
             out = out.mul_(gate) if may_overwrite(self) else out * gate
@@ -170,12 +170,12 @@ class Phi(nn.Module):
             return checkpoint(step, *args, use_reentrant=False, preserve_rng_state=False)
         return step(*args)
 
-    def spread(self, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
+    def convolve(self, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
         """GELU and depthwise convolution: (B, H·W, h) to (B, h, H, W)."""
         # (B, H·W, h) seen as (B, h, H, W) is channels-last in memory already: neither view copies.
         return self.depthwise(self.gelu(hidden).unflatten(1, grid).permute(0, 3, 1, 2))
 
-    def narrow(self, hidden: Tensor, room: tuple[int, int]) -> Tensor:
+    def project(self, hidden: Tensor, room: tuple[int, int]) -> Tensor:
         """GELU and FC: (B, h, H, W) to (B, H·W, D), with this many more tokens before and after."""
         hidden = self.gelu(hidden).permute(0, 2, 3, 1).flatten(1, 2)
         return self.reduce(F.pad(hidden, (0, 0, *room)) if any(room) else hidden)

@@ -50,14 +50,20 @@ def _timm(name: str, module: str, tower: str, block: str, *, post_norm: bool = F
 _BLOCK = "timm.models.vision_transformer.Block"
 FAMILIES: tuple[Family, ...] = (
     _timm("VisionTransformer", "vision_transformer", "VisionTransformer", _BLOCK),
-    _timm("VisionTransformer, res-post", "vision_transformer", "VisionTransformer", "ResPostBlock", post_norm=True),
+    _timm(
+        "VisionTransformer with res-post",
+        "vision_transformer",
+        "VisionTransformer",
+        "ResPostBlock",
+        post_norm=True,
+    ),
     _timm("VisionTransformerDistilled", "deit", "VisionTransformerDistilled", _BLOCK),
     _timm("BEiT", "beit", "Beit", "Block"),
-    _timm("EVA, EVA02, DINOv3, rope", "eva", "Eva", "EvaBlock"),
-    _timm("EVA, post-norm", "eva", "Eva", "EvaBlockPostNorm", post_norm=True),
+    _timm("EVA/EVA02/DINOv3/rope", "eva", "Eva", "EvaBlock"),
+    _timm("EVA with post-norm", "eva", "Eva", "EvaBlockPostNorm", post_norm=True),
     _timm("relative position", "vision_transformer_relpos", "VisionTransformerRelPos", "RelPosBlock"),
     _timm(
-        "relative position, res-post",
+        "relative position with res-post",
         "vision_transformer_relpos",
         "VisionTransformerRelPos",
         "ResPostRelPosBlock",

@@ -76,7 +76,7 @@ def _refuse_dpt(tower: Any) -> str | None:
 
 
 FAMILIES: tuple[Family, ...] = (
-    _transformers("ViT, DINO", "vit", ("ViTModel",), "ViTLayer", 1, **_SHAPE_V),
+    _transformers("ViT and DINO", "vit", ("ViTModel",), "ViTLayer", 1, **_SHAPE_V),
     _transformers("DeiT", "deit", ("DeiTModel",), "DeiTLayer", 2, **_SHAPE_V),
     _transformers("ViTMSN", "vit_msn", ("ViTMSNModel",), "ViTMSNLayer", 1, **_SHAPE_V),
     _transformers("I-JEPA", "ijepa", ("IJepaModel",), "IJepaLayer", 0, **_SHAPE_V),

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
+from ..core.tables import markdown_table
 from ..observing import evaluating
 from .counting import gflops
 from .memory import peak_memory, training_step, weight_bytes
@@ -27,7 +28,7 @@ class Rival:
     Args:
         name: What it is called in the table.
         model: The model as it stands, whose FLOPs and memory are counted.
-        run: What is timed, such as the model compiled; the model itself where left out.
+        call: What is timed, such as the model compiled; the model itself where left out.
         mode: Models are compared with the untouched model and the limit of the same mode, ``"eager"`` or another.
         counts: Whether its FLOPs and weights can be counted.
         trains: Whether a training step can be run.
@@ -35,7 +36,7 @@ class Rival:
 
     name: str
     model: nn.Module
-    run: Callable[[Tensor], Any] | None = None
+    call: Callable[[Tensor], Any] | None = None
     mode: str = "eager"
     counts: bool = True
     trains: bool = True
@@ -147,8 +148,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """For a README."""
-        lines = ["| " + " | ".join(HEADER) + " |", "|--" + "|--:" * (len(HEADER) - 1) + "|"]
-        return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in self.cells()])
+        return markdown_table(HEADER, self.cells())
 
     def to_dict(self) -> dict[str, Any]:
         """For a JSON file: every sample is kept."""
@@ -187,7 +187,7 @@ def benchmark(
     if not any((rival.name, rival.mode) == (UNTOUCHED, "eager") for rival in rivals):
         raise ValueError(f"a benchmark needs a rival called {UNTOUCHED!r} in mode 'eager' to compare the others with")
     calls = {
-        str(index): partial(rival.model if rival.run is None else rival.run, images)
+        str(index): partial(rival.model if rival.call is None else rival.call, images)
         for index, rival in enumerate(rivals)
     }
     with evaluating(*(rival.model for rival in rivals)):
@@ -216,7 +216,7 @@ def summary(comparisons: Sequence[Comparison]) -> str:
     The memory is the most that a row needs of what the untouched model does, in a forward and in a training step.
     """
     names = [label(row) for row in comparisons[0].rows if label(row) != UNTOUCHED]
-    lines = [f"| | {' | '.join(names)} |", "|--" + "|--:" * len(names) + "|"]
+    rows = []
     for comparison in comparisons:
         untouched, cells = comparison.row(UNTOUCHED), []
         assert untouched is not None
@@ -236,8 +236,8 @@ def summary(comparisons: Sequence[Comparison]) -> str:
             cells.append(
                 f"{comparison.speed(row).value:.2f}×{captured}" + (f", {' / '.join(memory)}" if memory else "")
             )
-        lines.append(f"| {comparison.title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([comparison.title, *cells])
+    return markdown_table(["", *names], rows)
 
 
 def training_bytes(rival: Rival, images: Tensor) -> int | None:

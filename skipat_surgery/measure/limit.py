@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.config import PhiConfig, SkipatConfig
-from ..core.cutting import check_skip
+from ..core.cutting import check_skip, take_out
 from ..core.in_place import save_memory
 from ..tower import Tower
 
@@ -74,10 +74,5 @@ def limit(model: nn.Module, skip: Iterable[int]) -> nn.Module:
     for index in {*config.skip, *(index - 1 for index in config.skip)}:
         save_memory(tower.blocks[index], family.attention)  # as in a cut model
     for index in config.skip:
-        block = tower.blocks[index]
-        setattr(block, family.attention, DeletedAttention(family.returns_tuple))
-        if family.norm is not None:
-            setattr(block, family.norm, nn.Identity())
-        for slot in family.drop:
-            setattr(block, slot, None)
+        take_out(tower.blocks[index], family, DeletedAttention(family.returns_tuple))
     return model

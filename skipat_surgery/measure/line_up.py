@@ -24,10 +24,10 @@ def line_up(model: nn.Module, skip: Iterable[int], phis: Mapping[str, PhiConfig]
         phis: The Φ, by the name of their row.
     """
     skip = list(skip)
-    cuts = [Rival(name, apply(copy.deepcopy(model), skip, phi)) for name, phi in phis.items()]
+    cuts = [Rival(name, apply(copy.deepcopy(model), skip, phi, keep_removed=False)) for name, phi in phis.items()]
     return [Rival(UNTOUCHED, model), *cuts, Rival(LIMIT, limit(model, skip))]
 
 
 def compiled(rivals: Iterable[Rival]) -> list[Rival]:
     """The same models under ``torch.compile``."""
-    return [replace(rival, run=torch.compile(rival.model, dynamic=False), mode="compiled") for rival in rivals]
+    return [replace(rival, call=torch.compile(rival.model, dynamic=False), mode="compiled") for rival in rivals]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from ..core.cutting import records_of
+
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:
     """Bytes that a call has allocated at its peak, beyond what was there before.
@@ -49,5 +51,12 @@ def training_step(model: nn.Module, images: Tensor) -> None:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """What the parameters and buffers of a model take."""
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    """What the parameters and buffers of a model take, with those that a cut model keeps for `restore`."""
+    kept = [
+        module
+        for _, _, record in records_of(model)
+        for slots in (record.removed or {}).values()
+        for module in slots.values()
+        if module is not None
+    ]
+    return sum(tensor.nbytes for module in (model, *kept) for tensor in (*module.parameters(), *module.buffers()))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from ..core.config import PhiConfig
-from ..core.cutting import record_of
+from ..core.cutting import Record, records_of
 from ..core.family import Grid
+from ..result import Result
 from .counting import count_macs, count_parameters
 
 
@@ -32,15 +31,14 @@ class BlockReport:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was done to a model, block by block, and the totals of its vision tower.
+class TowerReport:
+    """What was done to one vision tower, block by block, and its totals.
 
-    `str` gives a table, and a notebook shows it as one.
+    `path` is where the model holds it, and empty where the model is the tower.
     """
 
-    model: str
+    path: str
     family: str
-    tower: str
     num_prefix_tokens: int
     grid: Grid
     blocks: tuple[BlockReport, ...]
@@ -49,55 +47,86 @@ class Report:
     macs_before: int
     macs_after: int
 
+
+@dataclass(frozen=True)
+class Report(Result):
+    """What was done to a model: each vision tower that was cut. `str` gives a table, and a notebook shows it as one."""
+
+    model: str
+    towers: tuple[TowerReport, ...]
+
+    @property
+    def blocks(self) -> tuple[BlockReport, ...]:
+        """The blocks of all towers, in order."""
+        return tuple(block for tower in self.towers for block in tower.blocks)
+
+    @property
+    def parameters_before(self) -> int:
+        """Parameters of all towers before the cut."""
+        return sum(tower.parameters_before for tower in self.towers)
+
+    @property
+    def parameters_after(self) -> int:
+        """Parameters of all towers now."""
+        return sum(tower.parameters_after for tower in self.towers)
+
+    @property
+    def macs_before(self) -> int:
+        """MACs of all towers, for one image each, before the cut."""
+        return sum(tower.macs_before for tower in self.towers)
+
+    @property
+    def macs_after(self) -> int:
+        """MACs of all towers, for one image each, now."""
+        return sum(tower.macs_after for tower in self.towers)
+
     def table(self) -> Table:
         """The report as a rich table."""
-        height, width = self.grid
-        where = f" in {self.tower!r}" if self.tower else ""
-        table = Table(
-            title=f"{self.model}: {self.family}{where}",
-            caption=f"{self.num_prefix_tokens} prefix tokens, {height}×{width} patches; MACs for one image",
-            title_justify="left",
-            caption_justify="left",
-        )
+        table = Table(title=self.model, title_justify="left", caption_justify="left")
         table.add_column("block", justify="right")
         table.add_column("MSA ⇒ Φ")
         table.add_column("Z from")
         table.add_column("parameters", justify="right")
         table.add_column("MACs", justify="right")
-        skipped = {block.index for block in self.blocks if block.phi is not None}
-        for block in self.blocks:
-            source = f"block {block.source} ({'Φ' if block.source in skipped else 'MSA'})"
-            table.add_row(
-                str(block.index),
-                "MSA" if block.phi is None else f"MSA ⇒ Φ: {describe(block.phi)}",
-                "" if block.phi is None else source,
-                change(block.parameters_before, block.parameters_after),
-                change(block.macs_before, block.macs_after),
-                style="bold" if block.phi else None,
+        captions = []
+        for tower in self.towers:
+            where = f" in {tower.path!r}" if tower.path else ""
+            height, width = tower.grid
+            captions.append(
+                f"{tower.family}{where}: {tower.num_prefix_tokens} prefix tokens, {height}×{width} patches; MACs for "
+                "one image"
             )
-        table.add_section()
-        table.add_row(
-            "all",
-            f"{len(skipped)} of {len(self.blocks)} blocks skipped",
-            "",
-            change(self.parameters_before, self.parameters_after),
-            change(self.macs_before, self.macs_after),
-        )
+            _add_rows(table, tower)
+        table.caption = "\n".join(captions)
         return table
 
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=130)
-        console.print(self.table())
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
-    def _repr_html_(self) -> str:
-        console = Console(file=io.StringIO(), record=True, width=130)
-        console.print(self.table())
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+def _add_rows(table: Table, tower: TowerReport) -> None:
+    """The rows of one tower, block by block, and its totals."""
+    skipped = {block.index for block in tower.blocks if block.phi is not None}
+    for block in tower.blocks:
+        source = f"block {block.source} ({'Φ' if block.source in skipped else 'MSA'})"
+        table.add_row(
+            str(block.index),
+            "MSA" if block.phi is None else f"MSA ⇒ Φ: {describe(block.phi)}",
+            "" if block.phi is None else source,
+            change(block.parameters_before, block.parameters_after),
+            change(block.macs_before, block.macs_after),
+            style="bold" if block.phi else None,
+        )
+    table.add_section()
+    table.add_row(
+        "all",
+        f"{len(skipped)} of {len(tower.blocks)} blocks skipped",
+        "",
+        change(tower.parameters_before, tower.parameters_after),
+        change(tower.macs_before, tower.macs_after),
+    )
+    table.add_section()
 
 
 def report(model: nn.Module) -> Report:
-    """Say what was done to a cut model.
+    """Say what was done to a cut model, in every tower of it that was cut.
 
     A skipped block's figures before the cut are those of the attended block that its run starts from, which has the
     same shape. MACs are counted by torch's FLOP counter in one forward on the meta device, which computes nothing.
@@ -108,24 +137,24 @@ def report(model: nn.Module) -> Report:
     Example:
         >>> print(skipat_surgery.report(model))  # doctest: +SKIP
     """
-    found = record_of(model)
-    if found is None:
+    found = records_of(model)
+    if not found:
         raise ValueError(f"this {type(model).__name__} is not cut: call skipat_surgery.apply(model, skip=…) first")
-    path, tower, record = found
-    family, skip = record.family, set(record.config.skip)
-    block_list = family.block_list(tower)
+    return Report(type(model).__name__, tuple(_report_tower(*entry) for entry in found))
+
+
+def _report_tower(path: str, tower: nn.Module, record: Record) -> TowerReport:
+    family, phis = record.family, record.config.phi
     total, macs = count_macs(tower, family)
-    sizes = [count_parameters(block) for block in block_list]
+    sizes = [count_parameters(block) for block in family.block_list(tower)]
     blocks = []
-    for index in range(len(block_list)):
-        like = index
-        while like in skip:
-            like -= 1
+    for index in range(len(sizes)):
+        like = next(i for i in range(index, -1, -1) if i not in phis)
         blocks.append(
             BlockReport(
                 index=index,
-                source=index - 1 if index in skip else None,
-                phi=record.config.phi.get(index),
+                source=index - 1 if index in phis else None,
+                phi=phis.get(index),
                 parameters_before=sizes[like],
                 parameters_after=sizes[index],
                 macs_before=macs[like],
@@ -133,10 +162,9 @@ def report(model: nn.Module) -> Report:
             )
         )
     parameters = count_parameters(tower)
-    return Report(
-        model=type(model).__name__,
+    return TowerReport(
+        path=path,
         family=family.name,
-        tower=path,
         num_prefix_tokens=family.num_prefix_tokens(tower),
         grid=family.grid(tower),
         blocks=tuple(blocks),

@@ -1,0 +1,143 @@
+"""`distill`: the recipe's losses and optimizers in one call, for one process and a program of one's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+from ..observing import labels_of, pixels_of
+from ..result import Result
+from ..tower import check_pair
+from .align import repeated
+from .losses import LossWeights, distances, distillation_loss, label_loss
+from .optimizers import LEARNING_RATE, MUON_LEARNING_RATE, WEIGHT_DECAY, freeze_untouched, optimizers
+from .sharing import front, outputs_of_both
+
+
+@dataclass(frozen=True)
+class DistillResult(Result):
+    """What the distillation did.
+
+    Args:
+        losses: The loss of each step.
+    """
+
+    losses: tuple[float, ...]
+
+    def table(self) -> Table:
+        """The loss at the start, half-way and at the end."""
+        shown = Table("step", "loss", title=f"Distilled for {len(self.losses):,} steps")
+        for step in sorted({0, len(self.losses) // 2, len(self.losses) - 1}):
+            shown.add_row(str(step + 1), f"{self.losses[step]:.4f}")
+        return shown
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable[Any],
+    *,
+    steps: int = 540,
+    weights: LossWeights | None = None,
+    learning_rate: float = LEARNING_RATE,
+    muon_learning_rate: float = MUON_LEARNING_RATE,
+    weight_decay: float = WEIGHT_DECAY,
+    warmup_steps: int | None = None,
+    max_grad_norm: float = 1.0,
+    progress: bool = True,
+) -> DistillResult:
+    """Train a cut model end to end against the model it was made from, in place.
+
+    Student and teacher see the same images. What lies before the first skipped block stays as it is; all the rest is
+    trained, Muon for the matrices of the blocks and AdamW for what remains. The models stay where they are, in their
+    precision; `recipes/distill.py` adds several processes, mixed precision, resuming and measuring.
+
+    Args:
+        student: A cut model; best solved first.
+        teacher: The model it was made from, untouched.
+        batches: Image batches (B, C, H, W), ``(images, labels)`` pairs, or mappings with ``pixel_values`` and perhaps
+            ``labels``. They are gone through again where they are fewer than `steps`.
+        steps: Optimizer steps, one a batch.
+        weights: What each term of the loss counts; ``LossWeights()`` when left out.
+        learning_rate: Peak rate of AdamW; a cosine to zero follows the warm-up.
+        muon_learning_rate: Peak rate of Muon; 0 leaves all to AdamW.
+        weight_decay: Decoupled, of all matrices.
+        warmup_steps: Steps to warm up; a thirteenth of `steps` when left out.
+        max_grad_norm: Gradients are clipped to this norm.
+        progress: Whether to show a bar.
+
+    Raises:
+        ValueError: The model is not cut, the teacher is, or there are no images, or no labels where they are to count.
+        FloatingPointError: The loss is not finite; the student is then as the step before left it.
+
+    Example:
+        >>> skipat_surgery.solve(student, teacher, loader)  # doctest: +SKIP
+        >>> skipat_surgery.distill(student, teacher, loader, steps=540)  # doctest: +SKIP
+    """
+    weights = LossWeights() if weights is None else weights
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    towers = check_pair(student, teacher)
+    first, depth = towers[0].skip[0], len(towers[0].blocks)
+    states = range(first, depth - 1) if weights.blocks else ()
+    modes = {module: module.training for model in (student, teacher) for module in model.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in student.parameters()}
+    freeze_untouched(student)
+    rates = {"learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate, "weight_decay": weight_decay}
+    chosen = optimizers(student, **rates)
+    warmup = steps // 13 if warmup_steps is None else warmup_steps
+    schedules = [get_cosine_schedule_with_warmup(optimizer, warmup, steps) for optimizer in chosen]
+    losses: list[float] = []
+    device = next(student.parameters()).device
+    bar = tqdm(repeated(batches, steps), total=steps, desc="Distilling", unit="step", disable=not progress)
+    try:
+        student.train()
+        teacher.eval()
+        for block in front(towers[0]):
+            block.eval()
+        for batch in bar:
+            images, labels = pixels_of(batch).to(device), labels_of(batch) if weights.labels else None
+            found, expected = outputs_of_both((student, towers[0]), (teacher, towers[1]), images, states, share=True)
+            terms = distances(found, expected, towers[0].num_special_tokens, weights.temperature)
+            if weights.labels:
+                terms["labels"] = _label_term(found.logits, labels)
+            loss = distillation_loss(terms, weights)
+            if not math.isfinite(float(loss.detach())):
+                raise FloatingPointError(
+                    f"the loss is {float(loss.detach())} at step {len(losses) + 1}: lower the rates"
+                )
+            loss.backward()
+            nn.utils.clip_grad_norm_(student.parameters(), max_grad_norm)
+            for optimizer, schedule in zip(chosen, schedules, strict=True):
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+            losses.append(float(loss.detach()))
+            bar.set_postfix(loss=f"{losses[-1]:.4f}")
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, trained in wanted.items():
+            parameter.requires_grad_(trained)
+            parameter.grad = None
+        torch.clear_autocast_cache()
+    return DistillResult(tuple(losses))
+
+
+def _label_term(logits: Tensor | None, labels: Tensor | None) -> Tensor:
+    """Cross-entropy with the labels of each image.
+
+    Raises:
+        ValueError: The model has no classes, or the batch no labels.
+    """
+    if logits is None or labels is None:
+        raise ValueError("weights.labels needs a model with classes and batches with labels: leave it 0")
+    return label_loss(logits, labels.to(logits.device))
