@@ -61,6 +61,6 @@ def test_batch_of_one_and_of_none(case: Case) -> None:
 def test_report_counts_every_block(case: Case) -> None:
     report = skipat_surgery.report(cut_of(case.model()))
     assert [block.index for block in report.blocks if block.source is not None] == [2, 3, 5]
-    assert report.grid == case.grid(case.images())
+    assert report.towers[0].grid == case.grid(case.images())
     assert report.parameters_after < report.parameters_before
     assert "⇒" in str(report)
