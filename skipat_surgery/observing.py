@@ -179,7 +179,9 @@ def outputs_of(model: nn.Module, tower: Tower, images: Tensor, states: Iterable[
         states: The blocks whose output to keep.
     """
     with observe(tower, tokens=True, states=states) as seen:
-        logits = logits_of(model(images))
+        output = model(images)
+    pools = getattr(model, "module", model) is tower.module and getattr(tower.module, "num_classes", None) == 0
+    logits = None if pools else logits_of(output)  # timm without a head: (B, D), as logits would be, but no classes
     assert seen.tokens is not None
     between = {index: state.float() for index, state in seen.states.items()}
     return Outputs(None if logits is None else logits.float(), seen.tokens.float(), between)

@@ -14,6 +14,11 @@ from torch import Tensor
 WIDTH = 130
 
 
+def titled_table(title: str, *columns: str) -> Table:
+    """An empty table, wide enough for its title."""
+    return Table(*columns, title=title, title_justify="left", min_width=len(title))
+
+
 class Result(ABC):
     """Base of the frozen dataclasses that hold results: `str` gives the table, and a notebook shows it as one."""
 

@@ -13,6 +13,7 @@ import small_models
 import timm
 import torch
 from cases import LEADS
+from figures import colours, lines_of, saved_figures
 from torch import nn
 
 import skipat_surgery
@@ -206,8 +207,11 @@ def test_a_sweep_leaves_out_what_would_not_fit(monkeypatch, tmp_path):
         ("4", "16", "limit"),
         ("16", "4", "untouched"),
     ]
-    sweep.plot(sizes, "title", tmp_path / "sweep.png")
-    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+    with saved_figures() as figures:
+        sweep.plot(sizes, "title", tmp_path / "sweep.png")
+    shown = [points for name, points in lines_of(figures[0]).items() if name.startswith("untouched")]
+    assert shown == [sweep.lines(sizes)["untouched"]]
+    assert colours(tmp_path / "sweep.png") > 20
 
     peak = sweep.foretold(sizes[:1], 16) / 4
     monkeypatch.setattr(sweep, "free_memory", lambda device: peak)

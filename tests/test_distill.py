@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import get_cosine_schedule_with_warmup
 
 import skipat_surgery
 from skipat_surgery.convert.evaluation import Evaluator
@@ -19,8 +20,10 @@ from skipat_surgery.convert.losses import (
     mixup,
 )
 from skipat_surgery.convert.optimizers import freeze_untouched, optimizers
+from skipat_surgery.convert.settings import TrainingConfig
 from skipat_surgery.convert.stream import Stream
-from skipat_surgery.observing import Outputs
+from skipat_surgery.observing import Outputs, outputs_of
+from skipat_surgery.tower import Tower
 
 
 @pytest.fixture
@@ -137,3 +140,58 @@ def test_a_stream_resumed_anywhere_is_the_rest_of_the_stream():
     assert [index for _, index in whole[:7]] != [index for _, index in whole[7:14]]
     for start in range(21):
         assert list(Stream(length=7, total=20, seed=3, start=start)) == whole[start:]
+
+
+def test_distill_equals_a_loop_of_its_pieces(vit):
+    torch.manual_seed(0)
+    batches = list(torch.randn(3, 8, 3, 32, 32, dtype=torch.float64))
+    start = skipat_surgery.apply(copy.deepcopy(vit), [2, 3])
+    by_hand, weights = copy.deepcopy(start), LossWeights()
+    freeze_untouched(by_hand)
+    chosen = optimizers(by_hand)
+    schedules = [get_cosine_schedule_with_warmup(optimizer, 0, 3) for optimizer in chosen]
+    losses = []
+    for images in batches:
+        mine, theirs = (outputs_of(m, Tower.of(m), images, range(2, 5)) for m in (by_hand, vit))
+        terms = distances(mine, Outputs(*(_detached(value) for value in vars(theirs).values())), 1)
+        loss = distillation_loss(terms, weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
+        for optimizer, schedule in zip(chosen, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        losses.append(loss.item())
+    result = skipat_surgery.distill(start, vit, batches, steps=3, warmup_steps=0, progress=False)
+    assert result.losses == pytest.approx(losses, rel=1e-6)
+    for (name, found), expected in zip(start.named_parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5, msg=name)
+    assert all(parameter.requires_grad for parameter in start.parameters())
+    assert not start.training
+
+
+def _detached(value):
+    return {k: v.detach() for k, v in value.items()} if isinstance(value, dict) else value.detach()
+
+
+def test_distill_learns_from_labels_where_they_are_to_count(vit):
+    cut = skipat_surgery.apply(copy.deepcopy(vit), [2, 3])
+    images = torch.randn(8, 3, 32, 32, dtype=torch.float64)
+    weights = LossWeights(kl=0, prefix=0, patches=0, blocks=0, labels=1.0)
+    with pytest.raises(ValueError, match="batches with labels"):
+        skipat_surgery.distill(cut, vit, [images], steps=1, weights=weights, progress=False)
+    labels = torch.zeros(8, dtype=torch.long)
+    losses = skipat_surgery.distill(cut, vit, [(images, labels)], steps=8, weights=weights, progress=False).losses
+    assert losses[-1] < losses[0]
+
+
+def test_distill_stops_at_a_loss_that_is_not_finite(vit):
+    cut = skipat_surgery.apply(copy.deepcopy(vit), [2, 3])
+    bad = torch.full((2, 3, 32, 32), float("nan"), dtype=torch.float64)
+    with pytest.raises(FloatingPointError, match="at step 1"):
+        skipat_surgery.distill(cut, vit, [bad], steps=2, progress=False)
+    assert all(bool(p.isfinite().all()) for p in cut.parameters())
+
+
+def test_the_command_and_the_library_weigh_the_terms_alike():
+    assert TrainingConfig().loss_weights == LossWeights()

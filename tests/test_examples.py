@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ def test_example(name):
     assert done.returncode == 0, done.stderr
     for line in SAYS[name]:
         assert line in done.stdout
+    agreement = re.search(r"test images: ([\d.]+)%", done.stdout)
+    assert agreement is None or float(agreement[1]) >= 95
 
 
 def test_the_readme_shows_them_as_they_are():

@@ -25,6 +25,14 @@ for name, repo in [("ViTForImageClassification", "founder/hf-cut"), ("timm vit",
     print(cut.push_to_hub(repo, commit_message="Cut", tags=["tiny"]))
 """
 
+SAVE_AND_PUSH = """
+import sys
+from cases import case_named
+from models import cut_of
+cut = cut_of(case_named("ViTForImageClassification").model()).float()
+cut.save_pretrained(f"{sys.argv[1]}/saved", push_to_hub=True, repo_id="founder/saved", commit_message="Saved")
+"""
+
 LOAD = """
 import sys, torch
 folder, how = sys.argv[1:]
@@ -109,3 +117,13 @@ def test_a_push_that_fails_halfway_says_so_and_can_be_repeated(tmp_path):
             assert f"{expected}. Push again to repeat it" in said[step]
             assert hub.commits[f"founder/at-{step}"] == ["initial commit", "Upload a model with Skip-Attention"]
             assert "model.safetensors" in hub.repos[f"founder/at-{step}"]
+
+
+def test_saving_with_a_push_pushes_our_card_and_code(tmp_path):
+    with Hub() as hub:
+        run(hub, SAVE_AND_PUSH, tmp_path / "home", str(tmp_path))
+        assert hub.commits["founder/saved"] == ["initial commit", "Saved"]
+        files = hub.repos["founder/saved"]
+    assert {"config.json", "model.safetensors", "modeling.py", "README.md"} <= files.keys()
+    assert files["README.md"].decode() == (tmp_path / "saved" / "README.md").read_text()
+    assert "arxiv.org/abs/2301.02240" in files["README.md"].decode()

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from cases import case_named
+from figures import colours, saved_figures
 
 import skipat_surgery
 from skipat_surgery.observing import z_of
@@ -119,5 +120,12 @@ def test_bad_input(vit, images):
 
 
 def test_the_picture(vit, images, tmp_path):
-    skipat_surgery.cka(vit, [images]).plot(tmp_path / "cka.png", skip=[2])
-    assert (tmp_path / "cka.png").stat().st_size > 10_000
+    similarity = skipat_surgery.cka(vit, [images])
+    with saved_figures() as figures:
+        similarity.plot(tmp_path / "cka.png", skip=[2])
+    cls, msa = figures[0].axes[:2]
+    for axis, values in ((cls, similarity.cls_attention), (msa, similarity.msa)):
+        assert axis.get_images()[0].get_array().tolist() == values.tolist()
+        marked = [label.get_text() for label in axis.get_xticklabels() if label.get_weight() == "bold"]
+        assert marked == ["2"]
+    assert colours(tmp_path / "cka.png") > 20

@@ -189,7 +189,7 @@ def test_a_class_of_the_users_own_is_cut_but_not_saved(tmp_path, images):
     before = model(images)
     skipat_surgery.apply(model, [2, 3])
     model(images)
-    with pytest.raises(NotImplementedError, match=r"Mine is not a class of transformers.*Save its vision tower"):
+    with pytest.raises(NotImplementedError, match=r"Mine is not a class that .*Save its vision tower"):
         model.save_pretrained(tmp_path)
     skipat_surgery.restore(model)
     assert type(model) is Mine

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import reference
+import timm
 import torch
+import transformers
 from cases import Case, case_named
 from models import cut_of, equations
 
 import skipat_surgery
 from skipat_surgery import PhiConfig
+from skipat_surgery.core import modeling
 from skipat_surgery.core.carrying import carried_or_none
+from skipat_surgery.measure.memory import weight_bytes
 from skipat_surgery.observing import observe
 from skipat_surgery.tower import Tower
 
@@ -93,3 +98,80 @@ def test_without_gradients_a_block_uses_its_z_up(vit):
     block, x = seen[2]
     with pytest.raises(RuntimeError, match="twice"):
         block(x)
+
+
+def test_what_was_removed_is_kept_for_restore_and_can_be_forgotten(vit):
+    untouched = weight_bytes(vit)
+    removed = sum(
+        p.nbytes
+        for i in (2, 3)
+        for slot in ("attention", "layernorm_before")
+        for p in getattr(vit.vit.layers[i], slot).parameters()
+    )
+    skipat_surgery.apply(vit, [2, 3])
+    phis = sum(p.nbytes for i in (2, 3) for p in vit.vit.layers[i].phi.parameters())
+    assert weight_bytes(vit) == untouched + phis
+    skipat_surgery.forget(vit)
+    assert weight_bytes(vit) == untouched + phis - removed
+    with pytest.raises(ValueError, match="told to forget it"):
+        skipat_surgery.restore(vit)
+
+
+def test_apply_without_keeping_what_was_removed(vit):
+    kept = skipat_surgery.apply(copy.deepcopy(vit), [2, 3])
+    lean = skipat_surgery.apply(vit, [2, 3], keep_removed=False)
+    assert len(pickle.dumps(lean)) < len(pickle.dumps(kept))
+    assert weight_bytes(lean) == sum(p.nbytes for p in (*lean.parameters(), *lean.buffers()))
+    with pytest.raises(ValueError, match="keep_removed=False"):
+        skipat_surgery.restore(lean)
+
+
+def test_forget_needs_a_cut_model(vit):
+    with pytest.raises(ValueError, match="nothing to forget"):
+        skipat_surgery.forget(vit)
+
+
+def test_restore_and_report_see_every_tower(vit):
+    other = case_named("timm vit").model()
+    both = torch.nn.ModuleDict({"first": vit, "second": other})
+    before = [type(module) for module in both.modules()]
+    skipat_surgery.apply(both["first"], [2, 3])
+    skipat_surgery.apply(both["second"], [4])
+    report = skipat_surgery.report(both)
+    assert [tower.path for tower in report.towers] == ["first.vit", "second"]
+    assert report.macs_after == sum(skipat_surgery.report(model).macs_after for model in both.values())
+    assert [block.index for block in report.blocks if block.phi] == [2, 3, 4]
+    with pytest.raises(skipat_surgery.UnsupportedModelError, match=r"several cut vision transformers.*first\.vit"):
+        Tower.of(both)
+    skipat_surgery.restore(both)
+    assert [type(module) for module in both.modules()] == before
+
+
+def test_a_config_whose_auto_classes_give_another_models_class(tmp_path):
+    """ShieldGemma 2 builds its inside by an Auto class that gives Gemma 3's: it is cut, but could not be loaded cut."""
+    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 4}
+    text = {**small, "num_hidden_layers": 1, "num_key_value_heads": 1, "vocab_size": 64, "head_dim": 16}
+    vision = {**small, "image_size": 32, "patch_size": 8}
+    config = transformers.ShieldGemma2Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = transformers.ShieldGemma2ForImageClassification(config).eval()
+    before = [type(module) for module in model.modules()]
+    skipat_surgery.apply(model, [2])
+    with pytest.raises(NotImplementedError, match="not a class that transformers builds from its config alone"):
+        model.save_pretrained(tmp_path)
+    skipat_surgery.restore(model)
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_an_apply_that_fails_late_changes_nothing(vit, monkeypatch):
+    before, keys = [type(module) for module in vit.modules()], list(vit.state_dict())
+    monkeypatch.setattr(modeling, "register_config", lambda stock: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        skipat_surgery.apply(vit, [2, 3])
+    assert [type(module) for module in vit.modules()] == before
+    assert list(vit.state_dict()) == keys
+    assert not hasattr(vit.config, "skipat")
+
+
+def test_a_model_without_a_tower_is_refused_for_that():
+    with pytest.raises(skipat_surgery.UnsupportedModelError, match="FasterNet holds no vision transformer"):
+        skipat_surgery.apply(timm.create_model("fasternet_t0"), [2])

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
 from ..observing import evaluating, observe, pixels_of
-from ..result import Result
+from ..result import Result, titled_table
 from ..tower import Tower
 
 SMALLEST_BATCH = 4
@@ -43,7 +43,7 @@ class Similarity(Result):
 
     def table(self) -> Table:
         """How alike each block is to the one before it."""
-        shown = Table("blocks", "Z", "A^[CLS]", title=f"CKA between neighbours, {self.images:,} images")
+        shown = titled_table(f"CKA between neighbours, {self.images:,} images", "blocks", "Z", "A^[CLS]")
         for block in range(1, len(self.msa)):
             cls = "–" if self.cls_attention is None else f"{float(self.cls_attention[block - 1, block]):.2f}"
             shown.add_row(f"{block - 1}, {block}", f"{float(self.msa[block - 1, block]):.2f}", cls)

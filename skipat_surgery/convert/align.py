@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..core.family import Grid
 from ..observing import evaluating, pixels_of, z_of
-from ..result import Result
+from ..result import Result, titled_table
 from ..tower import Tower, check_pair
 from .losses import relative_error
 
@@ -43,7 +43,7 @@ class AlignResult(Result):
 
     def table(self) -> Table:
         """The error at the start and at the end."""
-        shown = Table("", "step", "error over variance", title="Aligned")
+        shown = titled_table("Aligned", "", "step", "error over variance")
         for name, step in (("first", 0), ("last", len(self.errors) - 1)) if self.errors else ():
             shown.add_row(name, str(step + 1), f"{self.errors[step]:.4f}")
         return shown

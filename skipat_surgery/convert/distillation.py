@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from ..observing import labels_of, pixels_of
-from ..result import Result
+from ..result import Result, titled_table
 from ..tower import check_pair
 from .align import repeated
 from .losses import LossWeights, distances, distillation_loss, label_loss
@@ -34,7 +34,7 @@ class DistillResult(Result):
 
     def table(self) -> Table:
         """The loss at the start, half-way and at the end."""
-        shown = Table("step", "loss", title=f"Distilled for {len(self.losses):,} steps")
+        shown = titled_table(f"Distilled for {len(self.losses):,} steps", "step", "loss")
         for step in sorted({0, len(self.losses) // 2, len(self.losses) - 1}):
             shown.add_row(str(step + 1), f"{self.losses[step]:.4f}")
         return shown

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..core.phi import Phi
 from ..observing import evaluating, pixels_of, z_of
-from ..result import Result
+from ..result import Result, titled_table
 from ..tower import Tower, check_pair
 
 # Added to the diagonal of a covariance, as a fraction of its mean.
@@ -41,7 +41,7 @@ class SolveResult(Result):
 
     def table(self) -> Table:
         """The errors, block by block."""
-        shown = Table("block", "patches", "prefix", title=f"Solved on {self.images:,} images: error over variance")
+        shown = titled_table(f"Solved on {self.images:,} images: error over variance", "block", "patches", "prefix")
         for block, error in self.patches.items():
             shown.add_row(str(block), f"{error:.4f}", f"{self.prefix[block]:.4f}" if self.prefix else "–")
         return shown

@@ -114,14 +114,14 @@ class SkipatPreTrainedModel:
 
 
 class CannotBeSaved(Grafted):
-    """Mixin of a cut model whose class is the user's own: what it saved could not be loaded cut."""
+    """Mixin of a cut model that `can_adopt` refuses, as one of the user's own: it could not be loaded cut."""
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         path, _, _ = records_of(self)[0]  # type: ignore[arg-type]
         raise NotImplementedError(
-            f"{type(self).__name__} is not a class of transformers, so its checkpoint would be loaded without the "
-            f"surgery. Save its vision tower from a model of transformers' own ({path or 'load it as such'}), or the "
-            "state_dict, to be loaded after skipat_surgery.apply"
+            f"{type(self).__name__} is not a class that transformers builds from its config alone, so its checkpoint "
+            "would be loaded without the surgery. Save its vision tower from a model of transformers' own "
+            f"({path or 'load it as such'}), or the state_dict, to be loaded after skipat_surgery.apply"
         )
 
     push_to_hub = save_pretrained
@@ -196,8 +196,16 @@ def _share_conversion(stock: str, ours: str) -> None:
 
 
 def can_adopt(model: object) -> bool:
-    """Whether a model's class is one that transformers defines, so that ``Skipat…`` can be made of it by name."""
-    return isinstance(model, PreTrainedModel) and getattr(transformers, type(model).__name__, None) is type(model)
+    """Whether ``Skipat…`` can be made of a model's class by name, as transformers defines it and can build it so.
+
+    It cannot where an Auto class gives another model type's class for the config: ShieldGemma 2 builds its inside by
+    such an Auto class, which knows no ``Skipat…Config``.
+    """
+    if not isinstance(model, PreTrainedModel) or getattr(transformers, type(model).__name__, None) is not type(model):
+        return False
+    return all(
+        entry.config_class is type(model.config) for _, found in auto_entries(type(model.config)) for entry in found
+    )
 
 
 def is_adopted(model: object) -> bool:
@@ -249,11 +257,16 @@ def register_with_auto_classes() -> None:
 
 def register_config(stock: type[PreTrainedConfig]) -> None:
     """Let the Auto classes find the cut form of the models of one stock config class."""
-    config_class, model_type = skipat_config_class(stock), stock.model_type
+    config_class = skipat_config_class(stock)
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    for name, mapping in auto_mappings():
-        found = names_in(mapping._model_mapping.get(model_type))
-        classes = tuple(skipat_model_class(getattr(transformers, entry)) for entry in found)
+    for name, found in auto_entries(stock):
+        classes = tuple(skipat_model_class(entry) for entry in found if entry.config_class is stock)
         if classes:
             auto_class = getattr(modeling_auto, name)
             auto_class.register(config_class, classes if len(classes) > 1 else classes[0], exist_ok=True)
+
+
+def auto_entries(stock: type[PreTrainedConfig]) -> list[tuple[str, list[Any]]]:
+    """What each Auto class gives for a stock config class, by the Auto class's name."""
+    entries = [(name, names_in(mapping._model_mapping.get(stock.model_type))) for name, mapping in auto_mappings()]
+    return [(name, [getattr(transformers, entry) for entry in found]) for name, found in entries]
