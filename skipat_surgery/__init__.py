@@ -8,6 +8,7 @@ from .convert.distillation import DistillResult, distill
 from .convert.evaluation import Evaluator
 from .convert.losses import LossWeights, distances, distillation_loss
 from .convert.optimizers import freeze_untouched, optimizers
+from .convert.refit import RefitResult, refit
 from .convert.solve import SolveResult, solve
 from .core.config import PhiConfig, SkipatConfig
 from .core.finding import UnsupportedModelError
@@ -27,6 +28,7 @@ __all__ = [
     "Phi",
     "PhiConfig",
     "Plan",
+    "RefitResult",
     "Report",
     "Similarity",
     "SkipatConfig",
@@ -45,6 +47,7 @@ __all__ = [
     "optimizers",
     "outputs_of",
     "plan",
+    "refit",
     "report",
     "restore",
     "solve",

@@ -98,6 +98,24 @@ def z_of(tower: Tower, blocks: Iterable[int], images: Tensor) -> dict[int, Tenso
     return seen.z
 
 
+def states_of(tower: Tower, index: int, images: Tensor) -> Tensor:
+    """X (B, N, D) after a block, the patches last; the tower runs no further."""
+    device = next(tower.module.parameters()).device
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        raise _Seen
+
+    with observe(tower, states=[index]) as seen:
+        handle = tower.blocks[index].register_forward_hook(stop)
+        try:
+            tower.module(images.to(device))
+        except _Seen:
+            pass
+        finally:
+            handle.remove()
+    return seen.states[index]
+
+
 def pixels_of(batch: Any) -> Tensor:
     """The images (B, C, H, W) of a batch: the batch itself, the first of a pair, or ``pixel_values`` of a mapping.
 

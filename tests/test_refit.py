@@ -1,0 +1,111 @@
+"""`refit`: its regression against a plain one, what it changes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from cases import case_named
+
+import skipat_surgery
+from skipat_surgery.convert import refit as module
+from skipat_surgery.observing import states_of
+from skipat_surgery.tower import Tower
+
+
+def solved(name: str, batches):
+    teacher = case_named(name).model()
+    student = skipat_surgery.apply(copy.deepcopy(teacher), [2, 3])
+    skipat_surgery.solve(student, teacher, batches, progress=False)
+    return student, teacher
+
+
+@pytest.fixture
+def batches():
+    torch.manual_seed(0)
+    first, third, fourth = torch.randn(120, 3, 32, 32, dtype=torch.float64).split(40)
+    return [first, first, third, fourth]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "fc2", "scale"),
+    [
+        ("ViTForImageClassification", "vit.layers.2.mlp.fc2", None),
+        ("timm vit, registers", "blocks.2.mlp.fc2", "blocks.2.ls2.gamma"),
+        ("Dinov2Model", "encoder.layer.2.mlp.fc2", "encoder.layer.2.layer_scale2.lambda1"),
+    ],
+)
+def test_the_first_block_equals_a_plain_ridge_regression(name, fc2, scale, batches):
+    student, teacher = solved(name, batches)
+    start, gamma = copy.deepcopy(student), 1.0 if scale is None else student.get_parameter(scale)
+    fitting = torch.cat([batches[index] for index in (0, 2, 3)])
+    inputs = []
+    hook = start.get_submodule(fc2).register_forward_pre_hook(lambda m, args: inputs.append(args[0]))
+    missing = (states_of(Tower.of(teacher), 2, fitting) - states_of(Tower.of(start), 2, fitting)) / gamma
+    hook.remove()
+    count = Tower.of(start).num_special_tokens
+
+    def rows(x):
+        return torch.cat([x[:, count:].flatten(0, 1), *[x[:, :count].flatten(0, 1)] * 8])
+
+    h, y = rows(inputs[0]), rows(missing)
+    centred, spread = h - h.mean(dim=0), y - y.mean(dim=0)
+    covariance = centred.T @ centred / len(h)
+    damped = covariance + 1e-2 * covariance.trace() / len(covariance) * torch.eye(len(covariance), dtype=h.dtype)
+    change = torch.linalg.solve(damped, centred.T @ spread / len(h)).T
+    towers = Tower.of(student), Tower.of(teacher)
+    linear, found_scale = module.last_linear(towers[0], 2, batches[0])
+    assert linear is student.get_submodule(fc2)
+    torch.testing.assert_close(found_scale, torch.zeros_like(found_scale) + gamma)
+    module._fit(*towers, 2, linear, found_scale, batches, 1e-2, 8)
+    before, found = start.get_submodule(fc2), student.get_submodule(fc2)
+    torch.testing.assert_close(found.weight, before.weight + change, atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(found.bias, before.bias + y.mean(dim=0) - change @ h.mean(dim=0), atol=1e-8, rtol=1e-6)
+
+
+def test_it_gains_and_changes_nothing_but_those_maps(batches):
+    student, teacher = solved("ViTForImageClassification", batches)
+    before = copy.deepcopy(student.state_dict())
+    result = skipat_surgery.refit(student, teacher, batches, progress=False)
+    assert result.images == (120, 40)
+    assert list(result.before) == [2, 3, 4, 5]
+    assert all(result.after[block] <= result.before[block] for block in result.before)
+    assert result.after[5] < result.before[5]
+    changed = {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed <= {f"vit.layers.{i}.mlp.fc2.{part}" for i in range(2, 6) for part in ("weight", "bias")}
+    assert "error over variance of X on 40 others" in str(result)
+
+
+def test_a_block_that_gains_nothing_keeps_its_weights(batches, monkeypatch):
+    def spoil(student, teacher, index, linear, *args):
+        linear.weight.add_(1.0)
+
+    student, teacher = solved("ViTForImageClassification", batches)
+    before = copy.deepcopy(student.state_dict())
+    monkeypatch.setattr(module, "_fit", spoil)
+    result = skipat_surgery.refit(student, teacher, batches, progress=False)
+    assert result.after == result.before
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+
+
+def test_post_norm_blocks_are_left_alone(batches):
+    student, teacher = solved("timm vit, res-post", batches)
+    before = copy.deepcopy(student.state_dict())
+    assert skipat_surgery.refit(student, teacher, batches, progress=False).before == {}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+
+
+def test_a_map_that_is_used_elsewhere_is_left_alone(batches):
+    student, teacher = solved("ViTForImageClassification", batches)
+    student.vit.layers[4].mlp.fc2 = student.vit.layers[5].mlp.fc2
+    assert list(skipat_surgery.refit(student, teacher, batches, progress=False).before) == [2, 3]
+
+
+def test_bad_input(batches):
+    student, teacher = solved("ViTForImageClassification", batches)
+    with pytest.raises(ValueError, match=r"needs images to fit.*given \[40, 0\].*at least two batches"):
+        skipat_surgery.refit(student, teacher, batches[:1])
+    with pytest.raises(ValueError, match="not cut"):
+        skipat_surgery.refit(teacher, teacher, batches)
