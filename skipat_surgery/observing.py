@@ -80,39 +80,35 @@ def observe(
         yield seen
 
 
-def z_of(tower: Tower, blocks: Iterable[int], images: Tensor) -> dict[int, Tensor]:
-    """Z (B, N, D) of chosen blocks, by block; the tower runs no further than the last of them."""
-    blocks = sorted(blocks)
+@contextmanager
+def _stopping_after(module: nn.Module) -> Iterator[None]:
+    """End a forward made inside the context once this module has run. After every other hook on it."""
 
     def stop(module: nn.Module, args: Any, output: Any) -> None:
         raise _Seen
 
-    with observe(tower, blocks) as seen:
-        handle = tower.msa_slot(blocks[-1]).register_forward_hook(stop)
-        try:
-            tower.module(images)
-        except _Seen:
-            pass
-        finally:
-            handle.remove()
+    handle = module.register_forward_hook(stop)
+    try:
+        yield
+    except _Seen:
+        pass
+    finally:
+        handle.remove()
+
+
+def z_of(tower: Tower, blocks: Iterable[int], images: Tensor) -> dict[int, Tensor]:
+    """Z (B, N, D) of chosen blocks, by block; the tower runs no further than the last of them."""
+    blocks = sorted(blocks)
+    with observe(tower, blocks) as seen, _stopping_after(tower.msa_slot(blocks[-1])):
+        tower.module(images)
     return seen.z
 
 
 def states_of(tower: Tower, index: int, images: Tensor) -> Tensor:
     """X (B, N, D) after a block, the patches last; the tower runs no further."""
     device = next(tower.module.parameters()).device
-
-    def stop(module: nn.Module, args: Any, output: Any) -> None:
-        raise _Seen
-
-    with observe(tower, states=[index]) as seen:
-        handle = tower.blocks[index].register_forward_hook(stop)
-        try:
-            tower.module(images.to(device))
-        except _Seen:
-            pass
-        finally:
-            handle.remove()
+    with observe(tower, states=[index]) as seen, _stopping_after(tower.blocks[index]):
+        tower.module(images.to(device))
     return seen.states[index]
 
 
