@@ -449,7 +449,7 @@ def test_freed_memory_is_used_again_without_page_faults():
 
         left = [page_faults() for _ in range(3)][-1]
         assert keep_freed_memory()
-        kept = [page_faults() for _ in range(3)][-1]
+        kept = [page_faults() for _ in range(8)][-1]  # the heap may be grown once more before it has a hole that fits
         print(left, kept)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
