@@ -8,7 +8,7 @@ which walk the blocks of a ViT in the open, check it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -53,6 +53,12 @@ def phi_weights(cut_block: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach().clone().requires_grad_() for name, weight in named.items()}
 
 
+def _either(cut_block: nn.Module, own: Tensor, z: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
+    """Z of a skipped block: Φ's, but for prefix tokens that attend, which have what the MSA gives them."""
+    made = phi(phi_weights(cut_block), z, prefix, grid)
+    return torch.cat([own[:, :prefix], made[:, prefix:]], dim=1) if cut_block.phi.prefix == "attend" else made
+
+
 def vit_final_tokens(
     tower: nn.Module, cut_blocks: nn.ModuleList, images: Tensor, skip: set[int], prefix: int, patch: int
 ) -> Tensor:
@@ -61,10 +67,8 @@ def vit_final_tokens(
     x = tower.embeddings(images)
     z = None
     for index, block in enumerate(tower.layers):
-        if index in skip:
-            z = phi(phi_weights(cut_blocks[index]), z, prefix, grid)
-        else:
-            z = block.attention(block.layernorm_before(x))[0]
+        own = block.attention(block.layernorm_before(x))[0]
+        z = _either(cut_blocks[index], own, z, prefix, grid) if index in skip else own
         x = x + z
         x = x + block.mlp(block.layernorm_after(x))
     return tower.layernorm(x)
@@ -78,10 +82,8 @@ def timm_final_tokens(
     x = tower.norm_pre(tower._pos_embed(tower.patch_embed(images)))
     z = None
     for index, block in enumerate(tower.blocks):
-        if index in skip:
-            z = phi(phi_weights(cut_blocks[index]), z, prefix, grid)
-        else:
-            z = block.attn(block.norm1(x))
+        own = block.attn(block.norm1(x))
+        z = _either(cut_blocks[index], own, z, prefix, grid) if index in skip else own
         x = x + block.ls1(z)
         x = x + block.ls2(block.mlp(block.norm2(x)))
     return tower.norm(x)
@@ -96,6 +98,7 @@ def paper_equations(
     grid: tuple[int, int],
     prefix: int,
     suffix: int = 0,
+    attends: Container[int] = (),
 ) -> Iterator[nn.Module]:
     """An untouched model of any family that computes the paper's equations while the context lasts.
 
@@ -109,6 +112,7 @@ def paper_equations(
         grid: The true patch grid of the images to come.
         prefix: Number of tokens before the patches.
         suffix: Number of tokens after them, which Φ treats like those before.
+        attends: The skipped blocks whose prefix and suffix tokens keep what the MSA gives them.
     """
     z: dict[int, Tensor] = {}
 
@@ -122,6 +126,9 @@ def paper_equations(
             end = before.shape[1] - suffix
             first = torch.cat([before[:, :prefix], before[:, end:], before[:, prefix:end]], dim=1)
             after = phi(weights[index], first, prefix + suffix, grid)
+            if index in attends:
+                own = output[0] if is_tuple else output
+                after = torch.cat([own[:, :prefix], own[:, end:], after[:, prefix + suffix :]], dim=1)
             z[index] = torch.cat(
                 [after[:, :prefix], after[:, prefix + suffix :], after[:, prefix : prefix + suffix]], 1
             )

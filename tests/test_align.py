@@ -40,7 +40,8 @@ def test_what_is_trained_is_what_the_model_computes(name, images):
     tower, pixels = Tower.of(cut), case.images()
     with torch.no_grad():
         z = z_of(tower, [1, 2, 3], pixels)
-        chained = phi_output(tower, 3, phi_output(tower, 2, z[1], tower.grid(pixels)), tower.grid(pixels))
+        grid = tower.grid(pixels)
+        chained = phi_output(tower, 3, phi_output(tower, 2, z[1], grid, z[2]), grid, z[3])
     torch.testing.assert_close(chained, z[3])
 
 

@@ -27,8 +27,8 @@ def test_the_papers_phi():
 
 
 def test_a_newer_version_is_refused():
-    data = {**SkipatConfig({2: PhiConfig()}).to_dict(), "version": 2}
-    with pytest.raises(ValueError, match=r"is of version 2, this library reads up to 1: upgrade skipat-surgery"):
+    data = {**SkipatConfig({2: PhiConfig()}).to_dict(), "version": 3}
+    with pytest.raises(ValueError, match=r"is of version 3, this library reads up to 2: upgrade skipat-surgery"):
         SkipatConfig.from_dict(data)
 
 

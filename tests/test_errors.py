@@ -73,7 +73,7 @@ def test_bad_phi(vit):
         ({"kernel_size": 4}, r"odd and positive \(1, 3, 5, …\), got 4"),
         ({"kernel_size": -1}, r"odd and positive"),
         ({"kernel_size": 3.0}, r"kernel_size must be an integer, got 3.0"),
-        ({"prefix": "drop"}, r"prefix must be one of \('mix', 'pass'\), got 'drop'"),
+        ({"prefix": "drop"}, r"prefix must be one of \('attend', 'mix', 'pass'\), got 'drop'"),
         ({"channel_attention": 1}, r"channel_attention must be True or False, got 1"),
     ],
 )

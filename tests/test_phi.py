@@ -19,6 +19,7 @@ CONFIGS = [
     PhiConfig(),
     PhiConfig(expansion=0.125, kernel_size=1, channel_attention=False, prefix="pass"),
     PhiConfig(expansion=3, kernel_size=7, prefix="mix"),
+    PhiConfig(expansion=3, channel_attention=True),
 ]
 
 
@@ -39,7 +40,15 @@ def test_equals_the_plain_reference(config, prefix, grid):
     phi = random_phi(config, prefix)
     z = torch.randn(3, prefix + grid[0] * grid[1], 16, dtype=torch.float64)
     expected = reference.phi(dict(phi.named_parameters()), z, prefix, grid)
-    torch.testing.assert_close(phi(z, grid), expected, atol=1e-12, rtol=0)
+    rows = torch.randn(3, prefix, 16, dtype=torch.float64) if phi.attends else None
+    if rows is not None:
+        expected[:, :prefix] = rows
+    torch.testing.assert_close(phi(z, grid, rows), expected, atol=1e-12, rtol=0)
+
+
+def test_rows_of_tokens_that_attend_must_be_given():
+    with pytest.raises(ValueError, match="the prefix tokens of this Φ attend: it must be given their rows"):
+        random_phi(PhiConfig(prefix="attend"))(torch.randn(2, 1 + 4, 16, dtype=torch.float64), (2, 2))
 
 
 def test_the_papers_phi_has_the_papers_parameters():

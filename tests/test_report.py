@@ -12,7 +12,9 @@ from skipat_surgery import PhiConfig
 
 def test_figures_are_those_of_the_formulas(vit):
     before = sum(p.numel() for p in vit.vit.parameters())
-    report = skipat_surgery.report(skipat_surgery.apply(vit, {2: PhiConfig(expansion=0.5), 3: PhiConfig.paper()}))
+    report = skipat_surgery.report(
+        skipat_surgery.apply(vit, {2: PhiConfig(expansion=0.5, prefix="mix"), 3: PhiConfig.paper()})
+    )
     tokens, patches, d, mlp = 17, 16, 32, 48
     attended = 4 * tokens * d * d + 2 * tokens * tokens * d + 2 * tokens * d * mlp
     mixed = 2 * tokens * d * 16 + 9 * patches * 16 + 2 * d * d + 2 * tokens * d * mlp  # the Linears take every token
@@ -30,12 +32,22 @@ def test_figures_are_those_of_the_formulas(vit):
     assert (tower.path, tower.num_prefix_tokens, tower.grid) == ("vit", 1, (4, 4))
 
 
+def test_prefix_tokens_that_attend_are_counted(vit):
+    report = skipat_surgery.report(skipat_surgery.apply(vit, [2], PhiConfig(expansion=0.5)))
+    tokens, patches, heads, d, mlp = 17, 16, 2, 32, 48
+    phi = 2 * tokens * d * 16 + 9 * patches * 16
+    absorbed = 2 * heads * tokens * d + 4 * d * d  # scores and what is read; q, k, v and o of one token
+    assert report.blocks[2].macs_after == phi + absorbed + 2 * tokens * d * mlp
+    kept = report.blocks[2].parameters_after - report.blocks[2].parameters_before
+    assert kept == 2 * d * 16 + d + 16 + 10 * 16  # Φ comes, and neither the norm nor a projection goes
+
+
 def test_it_reads_well(vit):
     report = skipat_surgery.report(skipat_surgery.apply(vit, [2, 3]))
     text = str(report)
     assert text.startswith("SkipatViTForImageClassification")
     assert "ViT and DINO (transformers) in 'vit'" in text
-    assert "MSA ⇒ Φ: expansion 0.25, 3×3, prefix mix" in text
+    assert "MSA ⇒ Φ: expansion 0.25, 3×3, prefix attend" in text
     assert "block 1 (MSA)" in text
     assert "block 2 (Φ)" in text
     assert "2 of 6 blocks skipped" in text

@@ -28,7 +28,7 @@ def lstsq(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_errors_equal_numpys_least_squares(vit, images):
-    student = skipat_surgery.apply(copy.deepcopy(vit), [2], PhiConfig(expansion=1.0))
+    student = skipat_surgery.apply(copy.deepcopy(vit), [2], PhiConfig(expansion=1.0, prefix="mix"))
     result = skipat_surgery.solve(student, vit, images.split(50), ridge=0.0)
     with torch.no_grad():
         z = {i: value.numpy() for i, value in z_of(Tower.of(vit), [1, 2], images).items()}
@@ -43,7 +43,7 @@ def test_errors_equal_numpys_least_squares(vit, images):
 @torch.no_grad()
 @pytest.mark.parametrize("expansion", [1.0, 0.5, 0.25])
 def test_the_written_phi_has_the_reported_error(vit, images, expansion):
-    student = skipat_surgery.apply(copy.deepcopy(vit), [2, 3, 5], PhiConfig(expansion=expansion))
+    student = skipat_surgery.apply(copy.deepcopy(vit), [2, 3, 5], PhiConfig(expansion=expansion, prefix="mix"))
     result = skipat_surgery.solve(student, vit, images.split(50))
     mine, theirs = (z_of(Tower.of(model), [2, 3, 5], images) for model in (student, vit))
     for block in (2, 3, 5):
@@ -62,6 +62,22 @@ def test_solving_beats_a_fresh_phi(vit, images):
         skipat_surgery.solve(student, vit, images.split(50))
         solved = student(images).logits
     assert (solved - stock).square().mean() < 0.7 * (fresh - stock).square().mean()
+
+
+@torch.no_grad()
+def test_prefix_tokens_that_attend_need_no_fit(vit, images):
+    """Where the first Φ of a run attends, and where a later one maps what that gave."""
+    phis = {2: PhiConfig(), 3: PhiConfig(prefix="mix"), 4: PhiConfig(prefix="mix")}
+    student = skipat_surgery.apply(copy.deepcopy(vit), phis)
+    result = skipat_surgery.solve(student, vit, images.split(50))
+    assert result.prefix.keys() == {3, 4}
+    mine, theirs = (z_of(Tower.of(model), [2, 3, 4], images) for model in (student, vit))
+    for block, reported in result.prefix.items():
+        target = theirs[block][:, 0]
+        error = (mine[block][:, 0] - target).square().sum() / (target - target.mean(dim=0)).square().sum()
+        assert float(error) == pytest.approx(reported, abs=0.02)
+    # Z of the class token is the MSA's, on hidden states that differ in nothing before the run.
+    assert torch.allclose(mine[2][:, 0], theirs[2][:, 0], atol=1e-10, rtol=0)
 
 
 def test_modes_and_gradients_are_left_alone(vit, images):
@@ -83,7 +99,7 @@ def test_images_that_determine_no_fit_are_refused(vit, images, ridge):
 
 
 def test_bad_input(vit, images):
-    student = skipat_surgery.apply(copy.deepcopy(vit), [2, 4])
+    student = skipat_surgery.apply(copy.deepcopy(vit), [2, 4], PhiConfig(prefix="mix"))
     with pytest.raises(ValueError, match=r"8 images are too few to solve Φ of width 32: give at least 65"):
         skipat_surgery.solve(student, vit, [images[:8]])
     with pytest.raises(ValueError, match=r"pass a list or a DataLoader, not a generator"):

@@ -19,6 +19,7 @@ from small_models import SHAPE
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, ViTForImageClassification, ViTModel
 
 import skipat_surgery
+from skipat_surgery import PhiConfig
 from skipat_surgery.core import modeling
 
 CASE = case_named("ViTForImageClassification")
@@ -108,13 +109,13 @@ def test_a_stock_checkpoint_in_a_cut_class_has_a_fresh_phi_and_says_so(tmp_path,
     stock = CASE.model().float()
     stock.save_pretrained(tmp_path)
     config = modeling.SkipatViTConfig.from_pretrained(tmp_path)
-    config.skipat = skipat_surgery.SkipatConfig.parse([2, 3]).to_dict()
+    config.skipat = skipat_surgery.SkipatConfig.parse([2, 3], PhiConfig(prefix="mix")).to_dict()
     monkeypatch.setattr(transformers.utils.logging.get_logger("transformers"), "propagate", True)
     monkeypatch.setattr(transformers.utils.logging.get_logger("skipat_surgery"), "propagate", True)
     loaded = modeling.SkipatViTForImageClassification.from_pretrained(tmp_path, config=config)
     assert "the Φ of blocks [2, 3] are fresh" in caplog.text
     torch.manual_seed(0)
-    fresh = skipat_surgery.Phi(32, 1, skipat_surgery.PhiConfig())
+    fresh = skipat_surgery.Phi(32, 1, PhiConfig(prefix="mix"))
     for index in (2, 3):
         phi = loaded.vit.layers[index].phi
         torch.testing.assert_close(phi.mix.weight, fresh.mix.weight)  # passes the prefix through
@@ -152,8 +153,8 @@ def test_a_truncated_file_is_an_error(folder):
 
 
 def test_a_newer_version_is_an_error(folder):
-    edit_config(folder, version=2)
-    with pytest.raises(ValueError, match=r"is of version 2, this library reads up to 1: upgrade skipat-surgery"):
+    edit_config(folder, version=3)
+    with pytest.raises(ValueError, match=r"is of version 3, this library reads up to 2: upgrade skipat-surgery"):
         AutoModelForImageClassification.from_pretrained(folder)
 
 

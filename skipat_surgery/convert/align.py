@@ -182,7 +182,9 @@ def _step(student: Tower, original: Tower, pixels: Tensor, chained: bool, optimi
         for run in student.config.runs:
             z = later.get(run[0] - 1, targets[run[0] - 1])
             for index in run:
-                z = phi_output(student, index, z if chained else targets[index - 1], student.grid(pixels))
+                z = phi_output(
+                    student, index, z if chained else targets[index - 1], student.grid(pixels), targets[index]
+                )
                 losses.append(relative_error(z.float(), targets[index].float(), student.num_special_tokens).mean())
         loss = torch.stack(losses).mean()
         loss.backward()
@@ -192,7 +194,11 @@ def _step(student: Tower, original: Tower, pixels: Tensor, chained: bool, optimi
     return float(loss.detach())
 
 
-def phi_output(tower: Tower, index: int, z: Tensor, grid: Grid) -> Tensor:
-    """What a block's Φ makes of Z (B, N, D), both with the patches last as `z_of` gives them."""
+def phi_output(tower: Tower, index: int, z: Tensor, grid: Grid, expected: Tensor) -> Tensor:
+    """What a block's Φ makes of Z (B, N, D), both with the patches last as `z_of` gives them.
+
+    Prefix tokens that attend have the Z that is expected of them: Φ has no part in it.
+    """
     phi: Any = tower.blocks[index].phi
-    return phi.map_tokens(z, grid, tower.num_special_tokens)
+    count = tower.num_special_tokens
+    return phi.map_tokens(z, grid, count, expected[:, :count] if phi.attends else None)

@@ -32,7 +32,7 @@ SINGULAR = 1e-7
 class SolveResult(Result):
     """How well each solved Φ meets the teacher's Z: squared error over variance, by block (0 is exact, 1 the mean).
 
-    `prefix` is empty for a model without prefix tokens.
+    `prefix` has the blocks that map the Z of prefix tokens: where they attend, there is nothing to fit.
     """
 
     images: int
@@ -43,7 +43,7 @@ class SolveResult(Result):
         """The errors, block by block."""
         shown = titled_table(f"Solved on {self.images:,} images: error over variance", "block", "patches", "prefix")
         for block, error in self.patches.items():
-            shown.add_row(str(block), f"{error:.4f}", f"{self.prefix[block]:.4f}" if self.prefix else "–")
+            shown.add_row(str(block), f"{error:.4f}", f"{self.prefix[block]:.4f}" if block in self.prefix else "–")
         return shown
 
 
@@ -149,7 +149,7 @@ def solve(
     student, original = check_pair(model, teacher)
     images, patches, prefix = 0, {}, {}
     with evaluating(model, teacher):
-        for run in student.config.runs:
+        for run in _chains(student):
             images, moments = collect(student, original, run, batches, progress)
             if images == 0:
                 raise ValueError(
@@ -162,6 +162,17 @@ def solve(
             patches.update(errors[0])
             prefix.update(errors[1])
     return SolveResult(images, patches, prefix)
+
+
+def _chains(tower: Tower) -> list[tuple[int, ...]]:
+    """The runs of skipped blocks, parted where a Φ reads the Z of prefix tokens that attended: no map gives that."""
+    chains: list[list[int]] = []
+    for run in tower.config.runs:
+        for index in run:
+            if index == run[0] or (phi_of(tower, index - 1).attends and not phi_of(tower, index).attends):
+                chains.append([])
+            chains[-1].append(index)
+    return [tuple(chain) for chain in chains]
 
 
 def phi_of(tower: Tower, index: int) -> Phi:
@@ -218,6 +229,7 @@ def images_needed(model: nn.Module) -> int:
     tower = Tower.of(model)
     width, prefix = tower.family.width(tower.module), tower.num_special_tokens
     height, columns = tower.family.grid(tower.module)
+    prefix = 0 if all(phi_of(tower, index).attends for index in tower.skip) else prefix
     return max(width // (height * columns), 2 * width // prefix if prefix else 0) + 1
 
 
@@ -254,7 +266,7 @@ def solve_run(
         phi = phi_of(tower, index)
         weight, bias, patch_errors[index] = _solve_patches(phi, patch_moments.through(*chain, index), ridge)
         chain = (weight @ chain[0], weight @ chain[1] + bias)
-        if tower.num_special_tokens:
+        if tower.num_special_tokens and not phi.attends:
             fit = prefix_moments.through(*joint, index)
             own, own_bias, prefix_errors[index] = _solve_prefix(phi, fit, ridge)
             mean = torch.cat([torch.zeros_like(weight), weight], dim=1)

@@ -30,9 +30,14 @@ _BOX = "_skipat_box"
 class Box:
     """Holds Z for one reader: a block's own code during its forward, or without gradients the Φ that uses Z up.
 
+    In a skipped block, whose MSA's slot runs Φ, it holds Φ and the patch grid as well.
+
     It is emptied by then: autograd saves the tensors that lead it, and with Z inside, Z's own graph would hold Z, a
     circle that Python's garbage collector does not see, and a forward whose output is thrown away would never be freed.
     """
+
+    phi: Phi
+    grid: Grid
 
     def __init__(self, z: Tensor | None = None) -> None:
         self.z = z
@@ -92,6 +97,11 @@ def with_box(x: Tensor, box: Box) -> Tensor:
     return x
 
 
+def box_of(x: Tensor) -> Box:
+    """The box that the input of a norm or an MSA holds."""
+    return getattr(x, _BOX)
+
+
 def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The hidden states among the arguments of a norm or an MSA."""
     return args[0] if args else kwargs["hidden_states"]
@@ -141,11 +151,11 @@ class FeedingBlock(Grafted):
 
 
 class BoxedNorm(Grafted):
-    """The norm before a tapped MSA: hands the box on."""
+    """The norm before an MSA that is tapped or in part kept: hands the box on."""
 
     def __call__(self, x: Tensor) -> Tensor:
         out = super().__call__(x)  # type: ignore[misc]
-        setattr(out, _BOX, getattr(x, _BOX))
+        setattr(out, _BOX, box_of(x))
         return out
 
 
@@ -154,12 +164,12 @@ class TappedAttention(Grafted):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         out = super().__call__(*args, **kwargs)  # type: ignore[misc]
-        getattr(first_argument(args, kwargs), _BOX).z = out[0] if isinstance(out, tuple) else out
+        box_of(first_argument(args, kwargs)).z = out[0] if isinstance(out, tuple) else out
         return out
 
 
 class SkippedBlock(Grafted):
-    """A block without MSA and without the norm before it: Z_l = Φ_l(Z_{l-1}).
+    """A block in whose MSA's slot Φ runs: Z_l = Φ_l(Z_{l-1}).
 
     `skipat_feeds_next` says whether the next block is skipped too; else Z is let go.
     """
@@ -185,18 +195,21 @@ class SkippedBlock(Grafted):
         return carry(x, grid, z if self.skipat_feeds_next else None)
 
     def forward(self, x: Tensor, z: Tensor | Box, grid: Grid, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        box = Box(self.phi(z.empty() if isinstance(z, Box) else z, grid))
+        box = Box(z.empty() if isinstance(z, Box) else z)
+        del z
+        box.phi, box.grid = self.phi, grid
         x = super().forward(with_box(x, box), *args, **kwargs)  # type: ignore[misc]
         return x, box.empty()
 
 
 class SkippedAttention(nn.Module):
-    """Stands in the slot of a removed MSA and returns the Z that Φ made. No parameters."""
+    """Stands in the slot of a removed MSA and returns Z as Φ makes it. No parameters."""
 
     def __init__(self, returns_tuple: bool) -> None:
         super().__init__()
         self.returns_tuple = returns_tuple
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        z = getattr(first_argument(args, kwargs), _BOX).z
-        return (z, None) if self.returns_tuple else z
+        box = box_of(first_argument(args, kwargs))
+        box.z = box.phi(box.empty(), box.grid)
+        return (box.z, None) if self.returns_tuple else box.z

@@ -22,6 +22,7 @@ from .family import Family
 from .grafting import graft, ungraft
 from .in_place import save_memory, undo_save_memory
 from .phi import Phi
+from .prefix_attention import PrefixAttention
 from .timm_carrying import move_checkpointing_into_blocks, set_out_grid, undo_timm_layers
 from .transformers_carrying import AddingEncoder
 
@@ -66,6 +67,23 @@ def check_skip(config: SkipatConfig, num_blocks: int, what: str) -> None:
             "block 0 cannot be skipped: no block before it gives a Z to start from; allowed are 1 to "
             f"{num_blocks - 1}, counted from 0"
         )
+
+
+def check_attends(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
+    """Check that the prefix tokens of a tower can attend where the config says so.
+
+    Raises:
+        ValueError: The MSA of a block is of a kind that cannot be taken apart.
+    """
+    if family.num_prefix_tokens(tower) + family.num_suffix_tokens(tower) == 0:
+        return
+    for index in (index for index, phi in config.phi.items() if phi.prefix == "attend"):
+        attention = family.block_list(tower)[index].get_submodule(family.attention)
+        if not family.attends(attention):
+            raise ValueError(
+                f"the prefix tokens of block {index} cannot attend, as its {type(attention).__name__} computes more "
+                "than softmax(q·k)·v: pass PhiConfig(prefix='mix'), or 'pass' as in the paper"
+            )
 
 
 def apply_to_tower(tower: nn.Module, family: Family, config: SkipatConfig, *, keep_removed: bool) -> None:
@@ -115,13 +133,13 @@ def restore_tower(tower: nn.Module) -> None:
         for slot, module in slots.items():
             setattr(block, slot, module if module is None else _like(module, block))
         del block.phi, block.skipat_feeds_next
-        ungraft(block)
     for index in range(max(record.removed) + 1):
         undo_save_memory(blocks[index])
-        if index not in record.removed:
-            for slot in filter(None, (family.norm, family.attention)):
-                ungraft(blocks[index].get_submodule(slot))
-            ungraft(blocks[index])
+        for slot in filter(None, (family.norm, family.attention)):
+            module = blocks[index].get_submodule(slot)
+            ungraft(module)
+            module.__dict__.pop("skipat_family", None)
+        ungraft(blocks[index])
     _drop_grid(tower, family)
     unfill_attentions(tower)
     del tower.__dict__[RECORD]
@@ -163,8 +181,15 @@ def take_out(block: nn.Module, family: Family, stand_in: nn.Module) -> dict[str,
 
 
 def _skip(block: nn.Module, family: Family, phi: Phi) -> dict[str, nn.Module | None]:
-    """Put Φ into a block and return what was taken out, by slot."""
-    removed = take_out(block, family, SkippedAttention(family.returns_tuple))
+    """Put Φ into a block and return what was taken out, by slot: nothing where prefix tokens attend."""
+    removed: dict[str, nn.Module | None] = {}
+    if phi.attends:
+        attention = block.get_submodule(family.attention)
+        graft(attention, PrefixAttention)
+        attention.__dict__["skipat_family"] = family
+        _box_norm(block, family)
+    else:
+        removed = take_out(block, family, SkippedAttention(family.returns_tuple))
     graft(block, SkippedBlock)
     save_memory(block, family.attention)
     block.phi = phi
@@ -176,6 +201,11 @@ def _tap(block: nn.Module, family: Family) -> None:
     graft(block, FeedingBlock)
     save_memory(block, family.attention)
     graft(block.get_submodule(family.attention), TappedAttention)
+    _box_norm(block, family)
+
+
+def _box_norm(block: nn.Module, family: Family) -> None:
+    """Let the norm before an MSA, where there is one, hand the box on."""
     if family.norm is not None:
         graft(block.get_submodule(family.norm), BoxedNorm)
 

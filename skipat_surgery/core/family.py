@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from .projections import Projections
+
 Grid = tuple[int, int]
 
 
@@ -42,6 +44,8 @@ class Family:
         image_to_grid: From the tower's embeddings (for timm: from the tower) and (height, width) of the images, the
             patch grid.
         image_size: From the tower, the configured (channels, height, width).
+        projections: From an MSA and the arguments of its forward, what it computes.
+        attends: From an MSA, whether `projections` can read it.
         num_suffix_tokens: From the tower, the number of tokens after the patches.
         carriers: Paths of modules between the embeddings and the first block.
         adds_between: Path of an encoder that may add position embeddings between its blocks, as YOLOS' does.
@@ -62,6 +66,8 @@ class Family:
     num_prefix_tokens: Callable[[Any], int]
     image_to_grid: Callable[[Any, int, int], Grid]
     image_size: Callable[[Any], tuple[int, int, int]]
+    projections: Callable[..., Projections]
+    attends: Callable[[Any], bool]
     num_suffix_tokens: Callable[[Any], int] = _none
     carriers: tuple[str, ...] = ()
     adds_between: str | None = None

@@ -40,7 +40,8 @@ class Phi(nn.Module):
     """Φ: Z_l from Z_{l-1} without attention (paper Eq. 5).
 
     On the patch tokens, laid out as their H×W grid: FC, GELU, depthwise convolution, GELU, FC, ECA. On the prefix
-    tokens: what `PhiConfig.prefix` says. There is neither a norm nor a residual inside Φ.
+    tokens: what `PhiConfig.prefix` says; where they attend, their Z is given. There is neither a norm nor
+    a residual inside Φ.
 
     A fresh Φ reuses Z: to 1 % at the scale of most models where the hidden width is at least the model's, else on the
     random subspace that its width spans. Prefix tokens start by passing through.
@@ -60,6 +61,7 @@ class Phi(nn.Module):
     def __init__(self, dim: int, num_prefix_tokens: int, config: PhiConfig, num_suffix_tokens: int = 0) -> None:
         super().__init__()
         self.num_prefix_tokens, self.num_suffix_tokens = num_prefix_tokens, num_suffix_tokens
+        self.prefix = config.prefix
         hidden = max(1, round(dim * config.expansion))
         self.expand = nn.Linear(dim, hidden)
         self.depthwise = DepthwiseConv2d(hidden, config.kernel_size)
@@ -116,15 +118,16 @@ class Phi(nn.Module):
         self.mix.weight.copy_(weight)
         self.mix.bias.copy_(bias)
 
-    def forward(self, z: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, z: Tensor, grid: tuple[int, int], rows: Tensor | None = None) -> Tensor:
         """Z of this block from Z of the block before.
 
         Args:
             z: (B, P + H·W + S, D).
             grid: (H, W), the patch grid.
+            rows: (B, P + S, D), Z of the prefix and suffix tokens, where they attend.
 
         Raises:
-            ValueError: The number of tokens does not fit the grid.
+            ValueError: The number of tokens does not fit the grid, or tokens that attend are not given.
         """
         prefix, patches, suffix = self.num_prefix_tokens, grid[0] * grid[1], self.num_suffix_tokens
         if z.shape[1] != prefix + patches + suffix:
@@ -133,10 +136,19 @@ class Phi(nn.Module):
                 f"Φ was given {z.shape[1]} tokens, but {others} tokens and a {grid[0]}×{grid[1]} patch grid make "
                 f"{prefix + patches + suffix}"
             )
-        return self.map_tokens(z, grid, prefix)
+        if rows is None and self.attends:
+            raise ValueError("the prefix tokens of this Φ attend: it must be given their rows of the MSA")
+        return self.map_tokens(z, grid, prefix, rows)
 
-    def map_tokens(self, z: Tensor, grid: tuple[int, int], first: int) -> Tensor:
+    @property
+    def attends(self) -> bool:
+        """Whether Z of the prefix and suffix tokens comes from the MSA of their block."""
+        return self.prefix == "attend" and self.num_prefix_tokens + self.num_suffix_tokens > 0
+
+    def map_tokens(self, z: Tensor, grid: tuple[int, int], first: int, rows: Tensor | None = None) -> Tensor:
         """Φ of tokens (B, N, D) whose patches start at `first`; every other token counts as a prefix token.
+
+        Their Z is `rows`, where given; else what `PhiConfig.prefix` says.
 
         The rows of the prefix tokens are made room for in whatever is narrower, the hidden units or the output, and no
         other tensor of all tokens is copied.
@@ -153,7 +165,9 @@ class Phi(nn.Module):
             out = out.mul_(gate) if may_overwrite(self) else out * gate
         if others == 0:
             return out
-        prefix = self.map_prefix(torch.cat([z[:, :first], z[:, last:]], dim=1), z[:, first:last])
+        prefix = rows
+        if prefix is None:
+            prefix = self.map_prefix(torch.cat([z[:, :first], z[:, last:]], dim=1), z[:, first:last])
         if not room:
             return torch.cat([prefix[:, :first], out, prefix[:, first:]], dim=1)
         out[:, :first] = prefix[:, :first]

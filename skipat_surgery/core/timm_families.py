@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from .family import Family, Grid, pair
+from .timm_projections import timm_attends, timm_projections
 
 
 def _grid(tower: Any, height: int, width: int) -> Grid:
@@ -42,6 +43,8 @@ def _timm(name: str, module: str, tower: str, block: str, *, post_norm: bool = F
         num_prefix_tokens=lambda tower: tower.num_prefix_tokens,
         image_to_grid=_grid,
         image_size=_image_size,
+        projections=timm_projections,
+        attends=timm_attends,
         carriers=("norm_pre",) if module in ("vision_transformer", "deit", "eva") else (),
         refuse=_refuse,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .family import Family, Grid, pair
+from .transformers_projections import transformers_projections
 
 
 def _image_size(tower: Any) -> tuple[int, int, int]:
@@ -35,6 +36,8 @@ def _transformers(name: str, module: str, towers: tuple[str, ...], block: str, p
         num_prefix_tokens=prefix if callable(prefix) else lambda tower: prefix,
         image_to_grid=_grid,
         image_size=_image_size,
+        projections=transformers_projections,
+        attends=lambda attention: True,
         **shape,
     )
 

@@ -41,12 +41,19 @@ def phi_weights(case: Case, cut: nn.Module) -> dict[int, dict[str, Tensor]]:
     return {i: reference.phi_weights(block) for i, block in blocks.items() if hasattr(block, "phi")}
 
 
+def attending(case: Case, cut: nn.Module) -> set[int]:
+    """The skipped blocks whose prefix and suffix tokens attend."""
+    blocks = {i: cut.get_submodule(case.msa.format(i).rpartition(".")[0]) for i in range(DEPTH)}
+    return {i for i, block in blocks.items() if hasattr(block, "phi") and block.phi.attends}
+
+
 def equations(
     case: Case, stock: nn.Module, cut: nn.Module, images: Tensor, weights: dict[int, dict[str, Tensor]] | None = None
 ) -> AbstractContextManager[nn.Module]:
     """The stock model, computing what the cut one should."""
     weights = weights or phi_weights(case, cut)
-    return reference.paper_equations(stock, case.msa, DEPTH, weights, case.grid(images), case.prefix, case.suffix)
+    grid, attends = case.grid(images), attending(case, cut)
+    return reference.paper_equations(stock, case.msa, DEPTH, weights, grid, case.prefix, case.suffix, attends)
 
 
 def unless_the_stock_model_fails_too(case: Case, check: Callable[[nn.Module], Any]) -> None:

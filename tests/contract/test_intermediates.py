@@ -58,7 +58,7 @@ def test_timm_intermediates(case: Case, how: Any) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("return_dict", [True, False], ids=["dict", "tuple"])
-def test_attention_maps_have_none_where_a_block_is_skipped(case: Case, return_dict: bool) -> None:
+def test_attention_maps_have_none_where_a_block_is_skipped(case: Case, return_dict: bool, exact_softmax: None) -> None:
     if case.is_timm or "TimmWrapper" in case.name:
         pytest.skip("timm gives no attention maps")
     stock, images = case.model(), case.images()

@@ -11,6 +11,7 @@ from models import SKIP, assert_same
 from torch import nn
 
 import skipat_surgery
+from skipat_surgery import PhiConfig
 from skipat_surgery.core import cutting
 
 pytestmark = [pytest.mark.contract("restore"), pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)]
@@ -39,7 +40,7 @@ def test_restore_is_bit_exact(case: Case) -> None:
 
 def test_dropped_weights_are_gone_and_all_the_rest_keeps_its_name(case: Case) -> None:
     stock = case.model()
-    cut = skipat_surgery.apply(copy.deepcopy(stock), [2, 3])
+    cut = skipat_surgery.apply(copy.deepcopy(stock), [2, 3], PhiConfig(prefix="mix"))
     kept = {name for name in cut.state_dict() if ".phi." not in name}
     gone = set(stock.state_dict()) - kept
     blocks = [case.msa.format(index).rpartition(".")[0] for index in (2, 3)]
@@ -47,6 +48,15 @@ def test_dropped_weights_are_gone_and_all_the_rest_keeps_its_name(case: Case) ->
     assert {name for name in stock.state_dict() if any(name.startswith(case.msa.format(i)) for i in (2, 3))} <= gone
     assert all(any(name.startswith(block) for block in blocks) for name in gone)
     assert not any(name.startswith((f"{block}.mlp", f"{block}.ffn")) for name in gone for block in blocks)
+
+
+def test_where_prefix_tokens_attend_every_weight_stays(case: Case) -> None:
+    if case.prefix + case.suffix == 0:
+        pytest.skip("this model has no prefix tokens")
+    stock = case.model()
+    cut = skipat_surgery.apply(copy.deepcopy(stock), [2, 3], PhiConfig(prefix="attend"))
+    kept = {name: weight for name, weight in cut.state_dict().items() if ".phi." not in name}
+    assert_same(kept, dict(stock.state_dict()), atol=0, rtol=0)
 
 
 def test_cutting_twice_is_refused(case: Case) -> None:

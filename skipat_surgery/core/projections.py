@@ -1,0 +1,110 @@
+"""A host's MSA taken apart: its projections, and what it does between them. One description for all hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Special:
+    """Where the tokens that are no patches lie: `prefix` of them before the patches, `suffix` after them."""
+
+    prefix: int
+    suffix: int
+
+    def of(self, x: Tensor, dim: int = 1) -> Tensor:
+        """Those entries of a dimension as long as the tokens, the prefix first."""
+        first = x.narrow(dim, 0, self.prefix)
+        if self.suffix == 0:
+            return first
+        return torch.cat([first, x.narrow(dim, x.shape[dim] - self.suffix, self.suffix)], dim=dim)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One projection of an MSA.
+
+    Args:
+        apply: (B, N, D) to (B, N, H·d).
+        weight: (H·d, D), where `apply` is no more than this weight and bias, so that it can be absorbed; else None, as
+            for a LoRA or quantised layer.
+        bias: (H·d,), or None.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    @classmethod
+    def of(cls, linear: Any) -> Projection:
+        """Of a module of its own."""
+        return cls.affine(linear.weight, linear.bias) if is_plain(linear) else cls(linear)
+
+    @classmethod
+    def affine(cls, weight: Tensor, bias: Tensor | None) -> Projection:
+        """Of a weight and a bias."""
+        return cls(lambda x: F.linear(x, weight, bias), weight, bias)
+
+    @classmethod
+    def thirds(cls, linear: Any, bias: Tensor | None = None) -> tuple[Projection, ...]:
+        """Of a module that makes queries, keys and values at once, with a bias of its own or the one given."""
+        if is_plain(linear):
+            bias = linear.bias if bias is None else bias
+            biases = (None,) * 3 if bias is None else bias.chunk(3)
+            return tuple(map(cls.affine, linear.weight.chunk(3), biases))
+
+        def third(part: int) -> Callable[[Tensor], Tensor]:
+            shift = 0.0 if bias is None else bias.chunk(3)[part]
+            return lambda x: linear(x).chunk(3, dim=-1)[part] + shift
+
+        return tuple(cls(third(part)) for part in range(3))
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Whether a module is a Linear and nothing else: no adapter, no quantised weight, no hook that changes it."""
+    hooked = linear._forward_hooks or linear._forward_pre_hooks
+    return type(linear) is nn.Linear and type(linear.weight) in (Tensor, nn.Parameter) and not hooked
+
+
+def _no_bias(special: Special) -> list[Tensor]:
+    return []
+
+
+@dataclass(frozen=True)
+class Projections:
+    """What a host's MSA computes, in one forward.
+
+    Args:
+        num_heads: H.
+        num_kv_heads: G, of keys and values: each serves H/G heads of queries.
+        scale: Of the scores.
+        query: Queries of tokens.
+        key: Keys.
+        value: Values.
+        output: From what the heads read, (B, n, H·d), and the n tokens that asked (B, n, D), Z (B, n, D).
+        dropout: Of the attention weights, in training.
+        norm_query: Norm of the queries (B, H, n, d), or None.
+        norm_key: Norm of the keys (B, G, N, d), or None.
+        rotate: Rotary embedding of the keys (B, G, N, d) of all tokens, or None. It leaves special tokens alone.
+        bias: From the special tokens, what is added to the rows of their scores, each broadcast to (B, H, n, N).
+            Booleans keep where True.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    scale: float
+    query: Projection
+    key: Projection
+    value: Projection
+    output: Callable[[Tensor, Tensor], Tensor]
+    dropout: float
+    norm_query: Callable[[Tensor], Tensor] | None = None
+    norm_key: Callable[[Tensor], Tensor] | None = None
+    rotate: Callable[[Tensor], Tensor] | None = None
+    bias: Callable[[Special], list[Tensor]] = _no_bias

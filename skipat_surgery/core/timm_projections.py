@@ -1,0 +1,109 @@
+"""What the MSAs of timm compute, read from their modules."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .projections import Projection, Projections, Special
+
+READ = ("Attention", "AttentionRope", "EvaAttention", "RelPosAttention")
+
+
+def timm_attends(attention: nn.Module) -> bool:
+    """Whether `timm_projections` can read this MSA."""
+    return type(attention).__qualname__ in READ
+
+
+def timm_projections(
+    attention: Any,
+    x: Tensor,
+    shared: Tensor | None = None,
+    *,
+    rope: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    shared_rel_pos: Tensor | None = None,
+    shared_rel_pos_bias: Tensor | None = None,
+) -> Projections:
+    """Of an MSA and the arguments of its forward."""
+    query, key, value = _query_key_value(attention)
+    shared = next((bias for bias in (shared, shared_rel_pos, shared_rel_pos_bias) if bias is not None), None)
+    return Projections(
+        num_heads=attention.num_heads,
+        num_kv_heads=getattr(attention, "num_kv_heads", attention.num_heads),
+        scale=attention.scale,
+        query=query,
+        key=key,
+        value=value,
+        output=partial(_output, attention),
+        dropout=attention.attn_drop.p,
+        norm_query=_unless_identity(attention, "q_norm"),
+        norm_key=_unless_identity(attention, "k_norm"),
+        rotate=None if rope is None else partial(_rotate, attention, rope),
+        bias=partial(_bias, attention, shared, None if is_causal else attn_mask, is_causal, x.shape[1]),
+    )
+
+
+def _query_key_value(attention: Any) -> tuple[Projection, ...]:
+    if attention.qkv is None:
+        return tuple(map(Projection.of, (attention.q_proj, attention.k_proj, attention.v_proj)))
+    bias = None
+    if getattr(attention, "q_bias", None) is not None:
+        bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
+    return Projection.thirds(attention.qkv, bias)
+
+
+def _unless_identity(attention: Any, name: str) -> nn.Module | None:
+    norm = getattr(attention, name, None)
+    return None if isinstance(norm, nn.Identity) else norm
+
+
+def _output(attention: Any, context: Tensor, asking: Tensor) -> Tensor:
+    if getattr(attention, "norm", None) is not None:
+        context = attention.norm(context)
+    if getattr(attention, "gate", None) is not None:
+        context = context * attention.gate(asking).sigmoid()
+    return attention.proj_drop(attention.proj(context))
+
+
+def _rotate(attention: Any, rope: Tensor, key: Tensor) -> Tensor:
+    """Rotary keys (B, G, N, d) of all but the first tokens."""
+    first = attention.num_prefix_tokens
+    apply = sys.modules[type(attention).__module__].apply_rot_embed_cat
+    half = getattr(attention, "rotate_half", False)
+    return torch.cat([key[:, :, :first], apply(key[:, :, first:], rope, half=half)], dim=2).type_as(key)
+
+
+def _bias(
+    attention: Any, shared: Tensor | None, mask: Tensor | None, is_causal: bool, count: int, special: Special
+) -> list[Tensor]:
+    """The special tokens' rows of masks and relative position biases."""
+    biases = [special.of(mask, dim=-2)] if mask is not None else []
+    if is_causal:
+        biases.append(torch.ones(special.prefix, count, dtype=torch.bool, device=_device(attention)).tril())
+    own = _relative_position_rows(attention, special)
+    # BEiT adds what its blocks share to its own; the other kind has one or the other.
+    if shared is not None and (own is None or hasattr(attention, "relative_position_bias_table")):
+        biases.append(special.of(shared, dim=-2))
+    return biases if own is None else [*biases, own]
+
+
+def _device(attention: nn.Module) -> torch.device:
+    return next(attention.parameters()).device
+
+
+def _relative_position_rows(attention: Any, special: Special) -> Tensor | None:
+    """The special tokens' rows (H, P, N) of an MSA's own relative position bias."""
+    owner = attention if hasattr(attention, "relative_position_bias_table") else getattr(attention, "rel_pos", None)
+    if owner is None:
+        return None
+    table = getattr(owner, "relative_position_bias_table", None)
+    if table is not None:
+        side = owner.window_size[0] * owner.window_size[1] + special.prefix
+        return table[owner.relative_position_index.view(side, side)[: special.prefix]].permute(2, 0, 1)
+    return None if owner is attention else special.of(owner.get_bias(), dim=-2)
