@@ -34,7 +34,7 @@ def test_figures_are_those_of_the_formulas(vit):
 
 def test_prefix_tokens_that_attend_are_counted(vit):
     report = skipat_surgery.report(skipat_surgery.apply(vit, [2], PhiConfig(expansion=0.5)))
-    tokens, patches, heads, d, mlp = 17, 16, 2, 32, 48
+    tokens, patches, heads, d, mlp = 17, 16, vit.config.num_attention_heads, 32, 48
     phi = 2 * tokens * d * 16 + 9 * patches * 16
     absorbed = 2 * heads * tokens * d + 4 * d * d  # scores and what is read; q, k, v and o of one token
     assert report.blocks[2].macs_after == phi + absorbed + 2 * tokens * d * mlp
