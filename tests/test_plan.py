@@ -17,7 +17,7 @@ from skipat_surgery import PhiConfig
 from skipat_surgery.analysis.search import Score, by_count, combine
 from skipat_surgery.core.config import SkipatConfig
 
-NARROW = PhiConfig(expansion=0.25)
+WIDE, NARROW = (PhiConfig(expansion=expansion, prefix="mix") for expansion in (0.5, 0.25))
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +33,14 @@ def model():
 
 @pytest.fixture(scope="module")
 def planned(model, batches):
-    return skipat_surgery.plan(model, batches, n_skip=3, phi=[PhiConfig(), NARROW])
+    return skipat_surgery.plan(model, batches, n_skip=3, phi=[WIDE, NARROW])
 
 
 def test_combining_runs_equals_trying_every_set():
     draw, depth = random.Random(0), 7
     runs = [tuple(range(i, j)) for i in range(1, depth) for j in range(i + 1, depth + 1)]
-    scores = {(run, phi): draw.random() for run in runs for phi in (PhiConfig(), NARROW)}
-    saved = {PhiConfig(): 0.02, NARROW: 0.05}
+    scores = {(run, phi): draw.random() for run in runs for phi in (WIDE, NARROW)}
+    saved = {WIDE: 0.02, NARROW: 0.05}
     found = by_count(combine([Score(*key, value) for key, value in scores.items()], depth, saved))
     for count in range(1, depth):
         for blocks in itertools.combinations(range(1, depth), count):
@@ -83,7 +83,7 @@ def test_the_model_is_left_as_it_was(model, batches):
 
 def test_budgets_that_cannot_be_kept(model, batches):
     with pytest.raises(ValueError, match=r"max_kl=0.0 cannot be kept: the least, with one block skipped, is 0\.\d"):
-        skipat_surgery.plan(model, batches, max_kl=0.0, max_run=1)
+        skipat_surgery.plan(model, batches, max_kl=0.0, phi=NARROW, max_run=1)
     with pytest.raises(ValueError, match=r"speedup=100 is out of reach"):
         skipat_surgery.plan(model, batches, speedup=100, max_run=1)
 
@@ -118,6 +118,6 @@ def test_bad_input(model, batches):
     with pytest.raises(ValueError, match="no set of 5 blocks is made of runs this short: give a larger max_run"):
         skipat_surgery.plan(model, batches, n_skip=5, max_run=1)
     with pytest.raises(ValueError, match="are too few to solve"):
-        skipat_surgery.plan(model, batches[0].split(2), n_skip=2)
+        skipat_surgery.plan(model, [batches[0][:2], batches[0][2:4]], n_skip=2)
     with pytest.raises(ValueError, match="the model is cut"):
         skipat_surgery.plan(skipat_surgery.apply(copy.deepcopy(model), [2]), batches, n_skip=2)
