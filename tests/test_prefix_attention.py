@@ -132,8 +132,12 @@ def test_rows_equal_the_hosts(kwargs, rope, special):
 
 
 def test_what_cannot_be_taken_apart_is_refused():
-    model = timm.create_model("vit_tiny_patch16_224", depth=4, attn_layer="diff", num_classes=0)
-    with pytest.raises(ValueError, match=r"block 2 cannot attend, as its DiffAttention .*PhiConfig\(prefix='mix'\)"):
+    class Sparse(timm.layers.Attention):
+        """Of one's own making: nobody knows what it computes."""
+
+    model = timm.create_model("vit_tiny_patch16_224", depth=4, num_classes=0)
+    model.blocks[2].attn.__class__ = Sparse
+    with pytest.raises(ValueError, match=r"block 2 cannot attend, as its .*Sparse .*PhiConfig\(prefix='mix'\)"):
         skipat_surgery.apply(model, [2])
     assert not hasattr(model.blocks[2], "phi")
     skipat_surgery.apply(model, [2], PhiConfig(prefix="mix"))

@@ -69,7 +69,7 @@ class Arguments:
     expansion: float = option(PhiConfig.expansion, "Hidden width of Φ, as a multiple of the model's.")
     kernel_size: int = option(PhiConfig.kernel_size, "Side of Φ's depthwise convolution, odd.")
     channel_attention: bool = option(PhiConfig.channel_attention, "Whether Φ has ECA.")
-    prefix: str = option(PhiConfig.prefix, "What Φ does with prefix tokens: mix or pass.")
+    prefix: str = option(PhiConfig.prefix, "What becomes of prefix tokens: attend, mix or pass.")
     solve_images: int = option(4096, "Images for the closed-form start of Φ; 0 leaves Φ reusing Z.")
     align_steps: int = option(
         0, "Batches for the layerwise training of Φ, between solving and distilling; 0 leaves it out."

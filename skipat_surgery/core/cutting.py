@@ -81,8 +81,8 @@ def check_attends(tower: nn.Module, family: Family, config: SkipatConfig) -> Non
         attention = family.block_list(tower)[index].get_submodule(family.attention)
         if not family.attends(attention):
             raise ValueError(
-                f"the prefix tokens of block {index} cannot attend, as its {type(attention).__name__} computes more "
-                "than softmax(q·k)·v: pass PhiConfig(prefix='mix'), or 'pass' as in the paper"
+                f"the prefix tokens of block {index} cannot attend, as its {type(attention).__name__} is of no kind "
+                "that is known: pass PhiConfig(prefix='mix'), or 'pass' as in the paper"
             )
 
 

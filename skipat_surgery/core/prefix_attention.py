@@ -54,6 +54,7 @@ def attend(msa: Projections, h: Tensor, special: Special, training: bool) -> Ten
     weights = _softmax(score(msa, query * msa.scale, h), msa.bias(special))
     if training and msa.dropout:
         weights = F.dropout(weights, msa.dropout)
+    weights = weights if msa.combine is None else msa.combine(weights)
     read = _absorbed_read if absorbs and msa.value.weight is not None else _read
     return msa.output(read(msa, weights, h).transpose(1, 2).flatten(2), own)
 
@@ -70,46 +71,47 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
-def _shared_heads(msa: Projections, x: Tensor) -> Tensor:
-    """Keys or values (B, N, G·d) to (B, H, N, d): each of G heads for the H/G queries that share it."""
-    return _heads(x, msa.num_kv_heads).repeat_interleave(msa.num_heads // msa.num_kv_heads, dim=1)
-
-
-def _per_head(msa: Projections, weight: Tensor) -> Tensor:
-    """The weight (G·d, D) or bias (G·d,) of keys or values as (H, d, D) or (H, d)."""
-    return weight.unflatten(0, (msa.num_kv_heads, -1)).repeat_interleave(msa.num_heads // msa.num_kv_heads, dim=0)
+def _shared(x: Tensor, groups: int, heads: int, dim: int) -> Tensor:
+    """A dimension of G·d as one of H, each of G groups standing for the H/G heads that share it, and one of d."""
+    return x.unflatten(dim, (groups, -1)).repeat_interleave(heads // groups, dim=dim)
 
 
 def _scores(msa: Projections, query: Tensor, h: Tensor) -> Tensor:
     """(B, H, P, N) of queries (B, H, P, d), with keys that are made."""
-    key = _heads(msa.key.apply(h), msa.num_kv_heads)
+    key = _heads(msa.key.apply(h), msa.num_key_heads)
     key = key if msa.norm_key is None else msa.norm_key(key)
     key = key if msa.rotate is None else msa.rotate(key)
-    return query @ key.repeat_interleave(msa.num_heads // msa.num_kv_heads, dim=1).mT
+    return query @ key.repeat_interleave(msa.num_heads // msa.num_key_heads, dim=1).mT
 
 
 def _absorbed_scores(msa: Projections, query: Tensor, h: Tensor) -> Tensor:
     """(B, H, P, N) of queries (B, H, P, d), without keys."""
     assert msa.key.weight is not None
-    absorbed = torch.einsum("bhpd,hde->bhpe", query, _per_head(msa, msa.key.weight))
+    absorbed = torch.einsum("bhpd,hde->bhpe", query, _shared(msa.key.weight, msa.num_key_heads, msa.num_heads, 0))
     scores = (absorbed.flatten(1, 2) @ h.mT).unflatten(1, query.shape[1:3])
     if msa.key.bias is None or not torch.is_grad_enabled():
         return scores
     # The softmax drops it, but a parameter without a gradient, rather than with a zero one, stops DDP.
-    return scores + torch.einsum("bhpd,hd->bhp", query, _per_head(msa, msa.key.bias))[..., None]
+    return (
+        scores
+        + torch.einsum("bhpd,hd->bhp", query, _shared(msa.key.bias, msa.num_key_heads, msa.num_heads, 0))[..., None]
+    )
 
 
 def _read(msa: Projections, weights: Tensor, h: Tensor) -> Tensor:
     """What each head reads, (B, H, P, d), with values that are made."""
-    return weights @ _shared_heads(msa, msa.value.apply(h))
+    return weights @ _shared(msa.value.apply(h), msa.num_value_heads, weights.shape[1], 2).transpose(1, 2)
 
 
 def _absorbed_read(msa: Projections, weights: Tensor, h: Tensor) -> Tensor:
     """What each head reads, (B, H, P, d), without values."""
     assert msa.value.weight is not None
     mean = (weights.flatten(1, 2) @ h).unflatten(1, weights.shape[1:3])
-    read = torch.einsum("bhpe,hde->bhpd", mean, _per_head(msa, msa.value.weight))
+    read = torch.einsum("bhpe,hde->bhpd", mean, _shared(msa.value.weight, msa.num_value_heads, weights.shape[1], 0))
     if msa.value.bias is None:
         return read
     # The weights of a row add up to one, but for dropout.
-    return read + weights.sum(dim=-1, keepdim=True) * _per_head(msa, msa.value.bias)[:, None]
+    return (
+        read
+        + weights.sum(dim=-1, keepdim=True) * _shared(msa.value.bias, msa.num_value_heads, weights.shape[1], 0)[:, None]
+    )

@@ -67,8 +67,8 @@ class Projection:
 
 
 def is_plain(linear: nn.Module) -> bool:
-    """Whether a module is a Linear and nothing else: no adapter, no quantised weight, no hook that changes it."""
-    hooked = linear._forward_hooks or linear._forward_pre_hooks
+    """Whether a module is a Linear and nothing else: no adapter, no quantised or offloaded weight, no hook."""
+    hooked = linear._forward_hooks or linear._forward_pre_hooks or hasattr(linear, "_hf_hook")
     return type(linear) is nn.Linear and type(linear.weight) in (Tensor, nn.Parameter) and not hooked
 
 
@@ -82,7 +82,8 @@ class Projections:
 
     Args:
         num_heads: H.
-        num_kv_heads: G, of keys and values: each serves H/G heads of queries.
+        num_key_heads: G, each of which serves H/G heads of queries.
+        num_value_heads: G as well, but where `combine` leaves fewer heads than there are queries.
         scale: Of the scores.
         query: Queries of tokens.
         key: Keys.
@@ -92,12 +93,15 @@ class Projections:
         norm_query: Norm of the queries (B, H, n, d), or None.
         norm_key: Norm of the keys (B, G, N, d), or None.
         rotate: Rotary embedding of the keys (B, G, N, d) of all tokens, or None. It leaves special tokens alone.
+        combine: From the attention weights (B, H, n, N), those that values are read with, fewer heads where maps are
+            subtracted; None where they are the same.
         bias: From the special tokens, what is added to the rows of their scores, each broadcast to (B, H, n, N).
             Booleans keep where True.
     """
 
     num_heads: int
-    num_kv_heads: int
+    num_key_heads: int
+    num_value_heads: int
     scale: float
     query: Projection
     key: Projection
@@ -107,4 +111,5 @@ class Projections:
     norm_query: Callable[[Tensor], Tensor] | None = None
     norm_key: Callable[[Tensor], Tensor] | None = None
     rotate: Callable[[Tensor], Tensor] | None = None
+    combine: Callable[[Tensor], Tensor] | None = None
     bias: Callable[[Special], list[Tensor]] = _no_bias

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .projections import Projection, Projections, Special
 
-READ = ("Attention", "AttentionRope", "EvaAttention", "RelPosAttention")
+READ = ("Attention", "AttentionRope", "DiffAttention", "EvaAttention", "RelPosAttention")
 
 
 def timm_attends(attention: nn.Module) -> bool:
@@ -31,11 +31,14 @@ def timm_projections(
     shared_rel_pos_bias: Tensor | None = None,
 ) -> Projections:
     """Of an MSA and the arguments of its forward."""
+    differs = hasattr(attention, "sub_norm")  # differential attention: two maps a head, one subtracted from the other
+    heads = attention.num_heads * (2 if differs else 1)
     query, key, value = _query_key_value(attention)
     shared = next((bias for bias in (shared, shared_rel_pos, shared_rel_pos_bias) if bias is not None), None)
     return Projections(
-        num_heads=attention.num_heads,
-        num_kv_heads=getattr(attention, "num_kv_heads", attention.num_heads),
+        num_heads=heads,
+        num_key_heads=getattr(attention, "num_kv_heads", heads),
+        num_value_heads=getattr(attention, "num_kv_heads", attention.num_heads),
         scale=attention.scale,
         query=query,
         key=key,
@@ -45,6 +48,7 @@ def timm_projections(
         norm_query=_unless_identity(attention, "q_norm"),
         norm_key=_unless_identity(attention, "k_norm"),
         rotate=None if rope is None else partial(_rotate, attention, rope),
+        combine=partial(_difference, attention) if differs else None,
         bias=partial(_bias, attention, shared, None if is_causal else attn_mask, is_causal, x.shape[1]),
     )
 
@@ -63,7 +67,16 @@ def _unless_identity(attention: Any, name: str) -> nn.Module | None:
     return None if isinstance(norm, nn.Identity) else norm
 
 
+def _difference(attention: Any, weights: Tensor) -> Tensor:
+    """(B, 2H, P, N) to (B, H, P, N)."""
+    first, second = weights.unflatten(1, (-1, 2)).unbind(2)
+    return first - attention._compute_lambda().type_as(weights) * second
+
+
 def _output(attention: Any, context: Tensor, asking: Tensor) -> Tensor:
+    if hasattr(attention, "sub_norm"):
+        heads = context.unflatten(2, (attention.num_heads, -1))
+        context = attention.sub_norm(heads).flatten(2) * (1 - attention.lambda_init)
     if getattr(attention, "norm", None) is not None:
         context = attention.norm(context)
     if getattr(attention, "gate", None) is not None:

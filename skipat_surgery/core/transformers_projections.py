@@ -24,7 +24,8 @@ def transformers_projections(
     num_heads = _first(inner, "num_attention_heads", "num_heads")
     return Projections(
         num_heads=num_heads,
-        num_kv_heads=num_heads,
+        num_key_heads=num_heads,
+        num_value_heads=num_heads,
         scale=_first(inner, "scaling", "scale"),
         query=Projection.of(_first(inner, "q_proj", "query")),
         key=Projection.of(_first(inner, "k_proj", "key")),
