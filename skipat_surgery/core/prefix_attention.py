@@ -76,6 +76,11 @@ def _shared(x: Tensor, groups: int, heads: int, dim: int) -> Tensor:
     return x.unflatten(dim, (groups, -1)).repeat_interleave(heads // groups, dim=dim)
 
 
+def _by_head(x: Tensor, weight: Tensor) -> Tensor:
+    """(B, H, P, d) through the matrix (H, d, e) of each head: (B, H, P, e). One bmm, half the time of an einsum."""
+    return (x.transpose(0, 1).flatten(1, 2) @ weight).unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1)
+
+
 def _scores(msa: Projections, query: Tensor, h: Tensor) -> Tensor:
     """(B, H, P, N) of queries (B, H, P, d), with keys that are made."""
     key = _heads(msa.key.apply(h), msa.num_key_heads)
@@ -87,15 +92,13 @@ def _scores(msa: Projections, query: Tensor, h: Tensor) -> Tensor:
 def _absorbed_scores(msa: Projections, query: Tensor, h: Tensor) -> Tensor:
     """(B, H, P, N) of queries (B, H, P, d), without keys."""
     assert msa.key.weight is not None
-    absorbed = torch.einsum("bhpd,hde->bhpe", query, _shared(msa.key.weight, msa.num_key_heads, msa.num_heads, 0))
+    absorbed = _by_head(query, _shared(msa.key.weight, msa.num_key_heads, msa.num_heads, 0))
     scores = (absorbed.flatten(1, 2) @ h.mT).unflatten(1, query.shape[1:3])
     if msa.key.bias is None or not torch.is_grad_enabled():
         return scores
     # The softmax drops it, but a parameter without a gradient, rather than with a zero one, stops DDP.
-    return (
-        scores
-        + torch.einsum("bhpd,hd->bhp", query, _shared(msa.key.bias, msa.num_key_heads, msa.num_heads, 0))[..., None]
-    )
+    bias = _shared(msa.key.bias, msa.num_key_heads, msa.num_heads, 0)
+    return scores + _by_head(query, bias[..., None])
 
 
 def _read(msa: Projections, weights: Tensor, h: Tensor) -> Tensor:
@@ -107,11 +110,10 @@ def _absorbed_read(msa: Projections, weights: Tensor, h: Tensor) -> Tensor:
     """What each head reads, (B, H, P, d), without values."""
     assert msa.value.weight is not None
     mean = (weights.flatten(1, 2) @ h).unflatten(1, weights.shape[1:3])
-    read = torch.einsum("bhpe,hde->bhpd", mean, _shared(msa.value.weight, msa.num_value_heads, weights.shape[1], 0))
+    heads = weights.shape[1]
+    read = _by_head(mean, _shared(msa.value.weight, msa.num_value_heads, heads, 0).mT)
     if msa.value.bias is None:
         return read
     # The weights of a row add up to one, but for dropout.
-    return (
-        read
-        + weights.sum(dim=-1, keepdim=True) * _shared(msa.value.bias, msa.num_value_heads, weights.shape[1], 0)[:, None]
-    )
+    bias = _shared(msa.value.bias, msa.num_value_heads, heads, 0)
+    return read + weights.sum(dim=-1, keepdim=True) * bias[:, None]
