@@ -12,16 +12,14 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, pstdev
-from types import MethodType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
@@ -35,9 +33,7 @@ from skipat_surgery.commands.sources import load_data, load_model, unlabelled
 from skipat_surgery.convert.evaluation import Evaluator
 from skipat_surgery.convert.optimizers import freeze_untouched
 from skipat_surgery.convert.settings import TrainingConfig, option
-from skipat_surgery.convert.solve import collect, solve_run
 from skipat_surgery.convert.training import Progress, Training
-from skipat_surgery.core.carrying import Box
 from skipat_surgery.core.tables import markdown_table
 from skipat_surgery.tower import Tower
 
@@ -67,7 +63,6 @@ class Row:
         phi: The Φ of every skipped block.
         solve: Whether Φ starts from the closed form.
         align: Whether it is aligned then.
-        direct: Whether every Φ of a run reads the Z that the run starts from, not what the Φ before it made.
         training: What is changed in the training; None does not train at all.
         zero: Whether Z = 0 takes the place of Φ.
     """
@@ -75,7 +70,6 @@ class Row:
     phi: PhiConfig = field(default_factory=PhiConfig)
     solve: bool = True
     align: bool = False
-    direct: bool = False
     training: dict[str, Any] | None = field(default_factory=dict)
     zero: bool = False
 
@@ -101,7 +95,6 @@ ROWS = {
     "kernel 3": replace(BASE, phi=replace(PHI, kernel_size=3)),
     "kernel 7": replace(BASE, phi=replace(PHI, kernel_size=7)),
     "without ECA": replace(BASE, phi=replace(PHI, channel_attention=False)),
-    "straight from the run's source": replace(BASE, direct=True),
     "not solved": replace(BASE, solve=False),
     "aligned": replace(BASE, align=True),
     "no loss between blocks": replace(BASE, training={"block_weight": 0.0}),
@@ -165,15 +158,7 @@ class Ablation:
             block: Any = tower.blocks[index]
             if row.zero:
                 block.phi.register_forward_hook(lambda module, args, z: torch.zeros_like(z))
-            if row.direct:
-                block.forward = MethodType(read_the_source(type(block).forward), block)
-        if row.solve and row.direct:
-            original = Tower.of(self.teacher)
-            for run in tower.config.runs:
-                _, moments = collect(original, original, run, self.batches(seed, self.args.solve_images))
-                for index in run:
-                    solve_run(tower, (index,), *moments)
-        elif row.solve:
+        if row.solve:
             skipat_surgery.solve(student, self.teacher, self.batches(seed, self.args.solve_images))
         if row.align:
             count = self.args.align_steps * self.config.batch_size
@@ -207,16 +192,6 @@ class Ablation:
         where = f"{machine(self.accelerator.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         header = ["", "seeds", "top-1 %", "agree %", "KL", "CLS cosine", "patch cosine", "s"]
         return markdown_table(header, lines) + f"\n\n{where}; {asdict(self.args)}\n"
-
-
-def read_the_source(forward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The forward of a skipped block that hands on the Z it was given, not the one it made."""
-
-    def direct(block: nn.Module, x: Tensor, z: Tensor | Box, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        source: Any = z.z if isinstance(z, Box) else z  # a box without gradients
-        return forward(block, x, z, *args, **kwargs)[0], source
-
-    return direct
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from .core.config import PhiConfig, SkipatConfig
 from .core.cutting import (
     Record,
     apply_to_tower,
-    check_attends,
+    check_kept,
     check_restorable,
     check_skip,
     forget_removed,
@@ -77,7 +77,7 @@ def apply(
     path, tower, family = find_tower(model)
     blocks = family.block_list(tower)
     check_skip(config, len(blocks), type(model).__name__)
-    check_attends(tower, family, config)
+    check_kept(tower, family, config)
     _check_forwards(path, tower, family, range(config.skip[-1] + 1))
     config = replace(config, base_model=config.base_model or base_model_of(model))
     apply_to_tower(tower, family, config, keep_removed=True)

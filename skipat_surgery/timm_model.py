@@ -16,7 +16,7 @@ from torch import nn
 
 from .core.card import model_card, write_card
 from .core.config import SkipatConfig
-from .core.cutting import apply_to_tower, check_attends, check_skip
+from .core.cutting import apply_to_tower, check_kept, check_skip
 from .core.finding import families_of, find_tower
 from .core.grafting import Grafted, graft
 from .core.hub import push
@@ -53,7 +53,7 @@ def _build(base: str, skipat: dict[str, Any], **kwargs: Any) -> nn.Module:
     model = timm.create_model(base, pretrained=False, **kwargs)
     _, tower, family = find_tower(model)
     check_skip(config, len(family.block_list(tower)), base)
-    check_attends(tower, family, config)
+    check_kept(tower, family, config)
     apply_to_tower(tower, family, config, keep_removed=False)
     graft(model, HubModel)
     return model

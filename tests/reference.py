@@ -8,8 +8,9 @@ which walk the blocks of a ViT in the open, check it.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,22 @@ def gelu(x: Tensor) -> Tensor:
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
-def phi(weights: dict[str, Tensor], z: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
-    """Φ (paper Eq. 5-8): FC, GELU, depthwise convolution, GELU, FC, ECA on the patches; the prefix as configured."""
+def phi(
+    weights: dict[str, Tensor], z: Tensor, prefix: int, grid: tuple[int, int], x: Tensor | None = None, pool: int = 0
+) -> Tensor:
+    """Φ (paper Eq. 5-8): FC, GELU, depthwise convolution, GELU, FC, ECA on the patches; the prefix as configured.
+
+    The FC may read LN(X), and its mean over the cell of each patch, beside Z.
+    """
     height, width = grid
     patches = z[:, prefix:]
-    hidden = gelu(torch.einsum("bnd,hd->bnh", patches, weights["expand.weight"]) + weights["expand.bias"])
+    hidden = torch.einsum("bnd,hd->bnh", patches, weights["expand.weight"]) + weights["expand.bias"]
+    if "expand_x.weight" in weights:
+        hidden = hidden + torch.einsum("bnd,hd->bnh", x[:, prefix:], weights["expand_x.weight"])
+    if "expand_cells.weight" in weights:
+        means = torch.einsum("mn,bnd->bmd", averaging(grid, pool, 0).to(x.dtype), x[:, prefix:])
+        hidden = hidden + torch.einsum("bnd,hd->bnh", means, weights["expand_cells.weight"])
+    hidden = gelu(hidden)
     kernel, bias = weights["depthwise.weight"], weights["depthwise.bias"]
     side = kernel.shape[-1]
     image = hidden.reshape(z.shape[0], height, width, -1)
@@ -47,16 +59,77 @@ def phi(weights: dict[str, Tensor], z: Tensor, prefix: int, grid: tuple[int, int
     return torch.cat([first, out], dim=1)
 
 
+def averaging(grid: tuple[int, int], side: int, prefix: int, suffix: int = 0) -> Tensor:
+    """The matrix (N, N) that gives every patch the mean of its cell of side × side patches, and leaves others alone."""
+    rows, columns = torch.meshgrid(*(torch.arange(length) // side for length in grid), indexing="ij")
+    cell = (rows * grid[1] + columns).flatten()
+    same = (cell[:, None] == cell[None, :]).double()
+    return torch.block_diag(
+        torch.eye(prefix).double(), same / same.sum(dim=1, keepdim=True), torch.eye(suffix).double()
+    )
+
+
+def at_cells(msa: nn.Module, args: tuple, kwargs: dict, mean: Tensor, prefix: int, suffix: int = 0) -> Tensor:
+    """Z where every patch, and where it lies, gives way to the mean of its cell, as the host's own MSA makes it.
+
+    Args:
+        msa: Of the host.
+        args: Of its forward.
+        kwargs: Of its forward.
+        mean: What `averaging` gives.
+        prefix: Number of tokens before the patches.
+        suffix: Number of tokens after them.
+    """
+    patches = mean.shape[0] - prefix - suffix
+    of_patches = mean[prefix : prefix + patches, prefix : prefix + patches]
+
+    def directions(parts: list[Tensor]) -> list[Tensor]:
+        """Sines and cosines (…, N, d) at the mean angle."""
+        means = [of_patches.to(part.dtype) @ part for part in parts]
+        length = sum(part.square() for part in means).sqrt()
+        return [part / length.clamp(min=1e-6) for part in means]  # opposite angles have no mean
+
+    def moved(value):
+        if isinstance(value, tuple):
+            return tuple(directions(list(value)))
+        if not isinstance(value, Tensor):
+            return value
+        if value.shape[-2:] == mean.shape:
+            return mean.to(value.dtype) @ value @ mean.to(value.dtype).T
+        if value.shape[-2] == patches:
+            return torch.cat(directions(list(value.chunk(2, dim=-1))), dim=-1)
+        return value
+
+    h = args[0] if args else kwargs["hidden_states"]
+    others = {name: moved(value) for name, value in kwargs.items() if name != "hidden_states"}
+    with ExitStack() as undo:
+        for owner, name in ((msa, "_get_rel_pos_bias"), (getattr(msa, "rel_pos", None), "get_bias")):
+            if hasattr(owner, name):
+                bias = moved(getattr(owner, name)())
+                setattr(owner, name, lambda bias=bias: bias)
+                undo.callback(delattr, owner, name)
+        out = msa.forward(mean.to(h.dtype) @ h, *map(moved, args[1:]), **others)
+    return out[0] if isinstance(out, tuple) else out
+
+
 def phi_weights(cut_block: nn.Module) -> dict[str, Tensor]:
     """Copies of a Φ's weights, by name, that take gradients of their own."""
     named = {name.removeprefix("phi."): p for name, p in cut_block.named_parameters() if name.startswith("phi.")}
     return {name: weight.detach().clone().requires_grad_() for name, weight in named.items()}
 
 
-def _either(cut_block: nn.Module, own: Tensor, z: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
-    """Z of a skipped block: Φ's, but for prefix tokens that attend, which have what the MSA gives them."""
-    made = phi(phi_weights(cut_block), z, prefix, grid)
-    return torch.cat([own[:, :prefix], made[:, prefix:]], dim=1) if cut_block.phi.prefix == "attend" else made
+def _skipped(msa: nn.Module, cut_block: nn.Module, h: Tensor, z: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
+    """Z of a skipped block: Φ's, and where its MSA is kept in part, what that gives."""
+    pool = cut_block.phi.pool
+    made = phi(phi_weights(cut_block), z, prefix, grid, h, pool)
+    if pool:
+        coarse = at_cells(msa, (h,), {}, averaging(grid, pool, prefix), prefix)
+        made = torch.cat([made[:, :prefix], made[:, prefix:] + coarse[:, prefix:]], dim=1)
+    if cut_block.phi.prefix == "attend":
+        own = msa(h)
+        own = own[0] if isinstance(own, tuple) else own
+        made = torch.cat([own[:, :prefix], made[:, prefix:]], dim=1)
+    return made
 
 
 def vit_final_tokens(
@@ -67,8 +140,9 @@ def vit_final_tokens(
     x = tower.embeddings(images)
     z = None
     for index, block in enumerate(tower.layers):
-        own = block.attention(block.layernorm_before(x))[0]
-        z = _either(cut_blocks[index], own, z, prefix, grid) if index in skip else own
+        h = block.layernorm_before(x)
+        skipped = index in skip
+        z = _skipped(block.attention, cut_blocks[index], h, z, prefix, grid) if skipped else block.attention(h)[0]
         x = x + z
         x = x + block.mlp(block.layernorm_after(x))
     return tower.layernorm(x)
@@ -82,8 +156,8 @@ def timm_final_tokens(
     x = tower.norm_pre(tower._pos_embed(tower.patch_embed(images)))
     z = None
     for index, block in enumerate(tower.blocks):
-        own = block.attn(block.norm1(x))
-        z = _either(cut_blocks[index], own, z, prefix, grid) if index in skip else own
+        h = block.norm1(x)
+        z = _skipped(block.attn, cut_blocks[index], h, z, prefix, grid) if index in skip else block.attn(h)
         x = x + block.ls1(z)
         x = x + block.ls2(block.mlp(block.norm2(x)))
     return tower.norm(x)
@@ -99,6 +173,7 @@ def paper_equations(
     prefix: int,
     suffix: int = 0,
     attends: Container[int] = (),
+    pools: Mapping[int, int] = MappingProxyType({}),
 ) -> Iterator[nn.Module]:
     """An untouched model of any family that computes the paper's equations while the context lasts.
 
@@ -113,19 +188,28 @@ def paper_equations(
         prefix: Number of tokens before the patches.
         suffix: Number of tokens after them, which Φ treats like those before.
         attends: The skipped blocks whose prefix and suffix tokens keep what the MSA gives them.
+        pools: The sides of the cells over which the MSA of skipped blocks still runs.
     """
     z: dict[int, Tensor] = {}
 
     def hook_of(index: int):
-        def hook(module, args, output):
+        def hook(module, args, kwargs, output):
             is_tuple = isinstance(output, tuple)
             z[index] = output[0] if is_tuple else output
             if index not in weights:
                 return None
             before = z[index - 1]
             end = before.shape[1] - suffix
-            first = torch.cat([before[:, :prefix], before[:, end:], before[:, prefix:end]], dim=1)
-            after = phi(weights[index], first, prefix + suffix, grid)
+
+            def patches_last(tokens):
+                return torch.cat([tokens[:, :prefix], tokens[:, end:], tokens[:, prefix:end]], dim=1)
+
+            h, special, side = args[0] if args else kwargs["hidden_states"], prefix + suffix, pools.get(index, 0)
+            after = phi(weights[index], patches_last(before), special, grid, patches_last(h), side)
+            if side:
+                mean = averaging(grid, side, prefix, suffix)
+                coarse = patches_last(at_cells(module, args, kwargs, mean, prefix, suffix))
+                after = torch.cat([after[:, :special], after[:, special:] + coarse[:, special:]], dim=1)
             if index in attends:
                 own = output[0] if is_tuple else output
                 after = torch.cat([own[:, :prefix], own[:, end:], after[:, prefix + suffix :]], dim=1)
@@ -138,5 +222,7 @@ def paper_equations(
 
     with ExitStack() as hooks:
         for index in range(depth):
-            hooks.callback(stock.get_submodule(msa.format(index)).register_forward_hook(hook_of(index)).remove)
+            hooks.callback(
+                stock.get_submodule(msa.format(index)).register_forward_hook(hook_of(index), with_kwargs=True).remove
+            )
         yield stock

@@ -36,7 +36,7 @@ def test_the_loss_is_error_over_variance(images):
 @pytest.mark.parametrize("name", ["ViTForImageClassification", "YolosModel", "timm vit, registers"])
 def test_what_is_trained_is_what_the_model_computes(name, images):
     case = case_named(name)
-    cut = skipat_surgery.apply(case.model(), [2, 3])
+    cut = skipat_surgery.apply(case.model(), [2, 3], PhiConfig(pool=0, reads_x=False))
     tower, pixels = Tower.of(cut), case.images()
     with torch.no_grad():
         z = z_of(tower, [1, 2, 3], pixels)
@@ -45,8 +45,11 @@ def test_what_is_trained_is_what_the_model_computes(name, images):
     torch.testing.assert_close(chained, z[3])
 
 
-def test_it_gains_on_the_closed_form_and_changes_nothing_but_phi(vit, images):
-    student = skipat_surgery.apply(copy.deepcopy(vit), [2, 3, 5], PhiConfig(expansion=1.0))
+@pytest.mark.parametrize(
+    ("inputs", "gain"), [({"pool": 0, "reads_x": False}, 0.005), ({"pool": 2}, 0.0)], ids=["Z alone", "all"]
+)
+def test_it_gains_on_the_closed_form_and_changes_nothing_but_phi(vit, images, inputs, gain):
+    student = skipat_surgery.apply(copy.deepcopy(vit), [2, 3, 5], PhiConfig(expansion=1.0, **inputs))
     student.vit.layers[2].phi.expand.weight.requires_grad_(False)
     skipat_surgery.solve(student, vit, images.split(32))
     before = copy.deepcopy(student.state_dict())
@@ -60,7 +63,7 @@ def test_it_gains_on_the_closed_form_and_changes_nothing_but_phi(vit, images):
     result = skipat_surgery.align(student, vit, images.split(32), steps=60)
     assert result.steps == len(result.errors) == 60
     assert result.errors[-1] == pytest.approx(error(), rel=0.2)  # of the last batch of 32, before its step
-    assert error() < 0.995 * solved  # what is there to gain on random weights: Z is all but linear in Z
+    assert error() < (1 - gain) * solved  # what is there to gain on random weights: Z is all but linear in Z
     changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if ".phi." in name}
     assert not student.vit.layers[2].phi.expand.weight.requires_grad

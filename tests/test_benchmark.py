@@ -134,7 +134,12 @@ def test_peak_memory_is_what_a_call_holds_at_once():
 def test_a_cut_model_needs_less_memory_in_a_training_step_and_in_a_forward_what_its_weights_say(prefix, dtype):
     model = timm.create_model("vit_tiny_patch16_224").to(dtype)
     batch = torch.randn(4, 3, 224, 224, dtype=dtype)
-    found = benchmark(models_of(model, range(3, 9), {"cut": PhiConfig(prefix=prefix)}), batch, rounds=1, progress=False)
+    found = benchmark(
+        models_of(model, range(3, 9), {"cut": PhiConfig(prefix=prefix, pool=0, reads_x=False)}),
+        batch,
+        rounds=1,
+        progress=False,
+    )
     untouched, cut = found.row(UNTOUCHED), found.row("cut")
     assert cut.training_bytes < untouched.training_bytes
     # Of MSA and Φ, without small change: where the prefix tokens attend, the MSA keeps its weights.
@@ -267,14 +272,16 @@ def test_the_command_refuses_what_it_does_not_know(folder, tmp_path):
 
 
 def test_phi_gives_the_same_numbers_with_and_without_gradients():
-    for config in (PhiConfig(), PhiConfig(prefix="mix"), PhiConfig.paper()):
+    for config in (PhiConfig(pool=3), PhiConfig(prefix="mix", pool=0), PhiConfig.paper()):
         torch.manual_seed(0)
         phi = skipat_surgery.Phi(32, 1, config)
         nn.init.normal_(phi.reduce.bias)
         z = torch.randn(2, 17, 32)
-        rows = torch.randn(2, 1, 32) if phi.attends else None
+        given = {"rows": torch.randn(2, 1, 32)} if phi.attends else {}
+        given |= {"x": torch.randn(2, 17, 32)} if phi.reads_x else {}
+        given |= {"cell_x": torch.randn(2, 4, 32), "cell_z": torch.randn(2, 4, 32)} if phi.pool else {}
         before = z.clone()
         with torch.no_grad():
-            found = phi(z, (4, 4), rows)
-        assert torch.equal(found, phi(z, (4, 4), rows).detach())
+            found = phi(z, (4, 4), **given)
+        assert torch.equal(found, phi(z, (4, 4), **given).detach())
         assert torch.equal(z, before)

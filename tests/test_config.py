@@ -23,7 +23,17 @@ def test_configs_are_frozen():
 
 
 def test_the_papers_phi():
-    assert PhiConfig.paper() == PhiConfig(expansion=2, kernel_size=5, channel_attention=True, prefix="pass")
+    assert PhiConfig.paper() == PhiConfig(
+        expansion=2, kernel_size=5, channel_attention=True, prefix="pass", pool=0, reads_x=False
+    )
+
+
+def test_what_an_older_file_does_not_say_is_what_there_was():
+    data = {
+        "version": 1,
+        "phi": {"2": {"expansion": 0.5, "kernel_size": 3, "channel_attention": False, "prefix": "mix"}},
+    }
+    assert SkipatConfig.from_dict(data).phi[2] == PhiConfig(expansion=0.5, prefix="mix", pool=0, reads_x=False)
 
 
 def test_a_newer_version_is_refused():

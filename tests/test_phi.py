@@ -17,8 +17,9 @@ from skipat_surgery.measure.memory import peak_memory
 CONFIGS = [
     PhiConfig.paper(),
     PhiConfig(),
-    PhiConfig(expansion=0.125, kernel_size=1, channel_attention=False, prefix="pass"),
-    PhiConfig(expansion=3, kernel_size=7, prefix="mix"),
+    PhiConfig(expansion=0.125, kernel_size=1, channel_attention=False, prefix="pass", pool=0),
+    PhiConfig(expansion=3, kernel_size=7, prefix="mix", pool=3),
+    PhiConfig(pool=2, reads_x=False),
     PhiConfig(expansion=3, channel_attention=True),
 ]
 
@@ -39,16 +40,28 @@ def random_phi(config: PhiConfig, prefix: int = 1) -> Phi:
 def test_equals_the_plain_reference(config, prefix, grid):
     phi = random_phi(config, prefix)
     z = torch.randn(3, prefix + grid[0] * grid[1], 16, dtype=torch.float64)
-    expected = reference.phi(dict(phi.named_parameters()), z, prefix, grid)
-    rows = torch.randn(3, prefix, 16, dtype=torch.float64) if phi.attends else None
-    if rows is not None:
-        expected[:, :prefix] = rows
-    torch.testing.assert_close(phi(z, grid, rows), expected, atol=1e-12, rtol=0)
+    x = torch.randn_like(z)
+    expected = reference.phi(dict(phi.named_parameters()), z, prefix, grid, x, config.pool)
+    given = {"x": x} if config.reads_x else {}
+    if phi.attends:
+        given["rows"] = expected[:, :prefix] = torch.randn(3, prefix, 16, dtype=torch.float64)
+    if config.pool:
+        cells = phi.cells(grid)
+        given["cell_x"] = cells.means(x[:, prefix:])
+        given["cell_z"] = torch.randn_like(given["cell_x"])
+        expected[:, prefix:] += cells.spread(given["cell_z"])
+    torch.testing.assert_close(phi(z, grid, **given), expected, atol=1e-12, rtol=0)
 
 
 def test_rows_of_tokens_that_attend_must_be_given():
     with pytest.raises(ValueError, match="the prefix tokens of this Φ attend: it must be given their rows"):
-        random_phi(PhiConfig(prefix="attend"))(torch.randn(2, 1 + 4, 16, dtype=torch.float64), (2, 2))
+        random_phi(PhiConfig(prefix="attend", pool=0))(torch.randn(2, 1 + 4, 16, dtype=torch.float64), (2, 2))
+
+
+@pytest.mark.parametrize("config", [PhiConfig(pool=0, prefix="pass"), PhiConfig(reads_x=False, prefix="pass")])
+def test_all_that_phi_reads_must_be_given(config):
+    with pytest.raises(ValueError, match="this Φ reads more than Z: it must be given x, and cell_x and cell_z"):
+        random_phi(config)(torch.randn(2, 1 + 4, 16, dtype=torch.float64), (2, 2))
 
 
 def test_the_papers_phi_has_the_papers_parameters():
@@ -61,7 +74,7 @@ def test_the_papers_phi_has_the_papers_parameters():
 @pytest.mark.parametrize("expansion", [1.0, 2.0])
 def test_an_affine_map_is_written_exactly(expansion, eca):
     torch.manual_seed(0)
-    phi = Phi(32, 0, PhiConfig(expansion=expansion, channel_attention=eca)).double()
+    phi = Phi(32, 0, PhiConfig(expansion=expansion, channel_attention=eca, pool=0, reads_x=False)).double()
     weight, bias = torch.randn(32, 32, dtype=torch.float64), torch.randn(32, dtype=torch.float64)
     encode = 0.5 * torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64))[0]
     phi.set_patch_map(encode, weight @ encode.inverse(), bias)

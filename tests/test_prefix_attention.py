@@ -25,7 +25,7 @@ EXACT = {"atol": 1e-10, "rtol": 1e-10}
 
 
 def cut_of(model, **phi):
-    return skipat_surgery.apply(copy.deepcopy(model), [2, 3], PhiConfig(prefix="attend", **phi))
+    return skipat_surgery.apply(copy.deepcopy(model), [2, 3], PhiConfig(prefix="attend", pool=0, reads_x=False, **phi))
 
 
 @torch.no_grad()
@@ -137,7 +137,9 @@ def test_what_cannot_be_taken_apart_is_refused():
 
     model = timm.create_model("vit_tiny_patch16_224", depth=4, num_classes=0)
     model.blocks[2].attn.__class__ = Sparse
-    with pytest.raises(ValueError, match=r"block 2 cannot attend, as its .*Sparse .*PhiConfig\(prefix='mix'\)"):
+    with pytest.raises(
+        ValueError, match=r"MSA of block 2 can be kept, as its .*Sparse .*PhiConfig\(prefix='mix', pool=0\)"
+    ):
         skipat_surgery.apply(model, [2])
     assert not hasattr(model.blocks[2], "phi")
-    skipat_surgery.apply(model, [2], PhiConfig(prefix="mix"))
+    skipat_surgery.apply(model, [2], PhiConfig(prefix="mix", pool=0))

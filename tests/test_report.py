@@ -13,7 +13,9 @@ from skipat_surgery import PhiConfig
 def test_figures_are_those_of_the_formulas(vit):
     before = sum(p.numel() for p in vit.vit.parameters())
     report = skipat_surgery.report(
-        skipat_surgery.apply(vit, {2: PhiConfig(expansion=0.5, prefix="mix"), 3: PhiConfig.paper()})
+        skipat_surgery.apply(
+            vit, {2: PhiConfig(expansion=0.5, prefix="mix", pool=0, reads_x=False), 3: PhiConfig.paper()}
+        )
     )
     tokens, patches, d, mlp = 17, 16, 32, 48
     attended = 4 * tokens * d * d + 2 * tokens * tokens * d + 2 * tokens * d * mlp
@@ -33,13 +35,21 @@ def test_figures_are_those_of_the_formulas(vit):
 
 
 def test_prefix_tokens_that_attend_are_counted(vit):
-    report = skipat_surgery.report(skipat_surgery.apply(vit, [2], PhiConfig(expansion=0.5)))
+    report = skipat_surgery.report(skipat_surgery.apply(vit, [2], PhiConfig(expansion=0.5, pool=0, reads_x=False)))
     tokens, patches, heads, d, mlp = 17, 16, vit.config.num_attention_heads, 32, 48
     phi = 2 * tokens * d * 16 + 9 * patches * 16
     absorbed = 2 * heads * tokens * d + 4 * d * d  # scores and what is read; q, k, v and o of one token
     assert report.blocks[2].macs_after == phi + absorbed + 2 * tokens * d * mlp
     kept = report.blocks[2].parameters_after - report.blocks[2].parameters_before
     assert kept == 2 * d * 16 + d + 16 + 10 * 16  # Φ comes, and neither the norm nor a projection goes
+
+
+def test_the_msa_of_cells_is_counted(vit):
+    report = skipat_surgery.report(skipat_surgery.apply(vit, [2], PhiConfig(expansion=0.5, prefix="pass")))
+    tokens, patches, cells, d, mlp = 17, 16, 4, 32, 48
+    phi = (tokens + tokens + cells + tokens) * d * 16 + 9 * patches * 16  # of Z, LN(X) and its cells, and back
+    msa = (2 * cells + 2 * (cells + 1)) * d * d + 2 * cells * (cells + 1) * d
+    assert report.blocks[2].macs_after == phi + msa + 2 * tokens * d * mlp
 
 
 def test_it_reads_well(vit):

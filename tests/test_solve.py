@@ -28,7 +28,9 @@ def lstsq(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_errors_equal_numpys_least_squares(vit, images):
-    student = skipat_surgery.apply(copy.deepcopy(vit), [2], PhiConfig(expansion=1.0, prefix="mix"))
+    student = skipat_surgery.apply(
+        copy.deepcopy(vit), [2], PhiConfig(expansion=1.0, prefix="mix", pool=0, reads_x=False)
+    )
     result = skipat_surgery.solve(student, vit, images.split(50), ridge=0.0)
     with torch.no_grad():
         z = {i: value.numpy() for i, value in z_of(Tower.of(vit), [1, 2], images).items()}
@@ -42,8 +44,13 @@ def test_errors_equal_numpys_least_squares(vit, images):
 
 @torch.no_grad()
 @pytest.mark.parametrize("expansion", [1.0, 0.5, 0.25])
-def test_the_written_phi_has_the_reported_error(vit, images, expansion):
-    student = skipat_surgery.apply(copy.deepcopy(vit), [2, 3, 5], PhiConfig(expansion=expansion, prefix="mix"))
+@pytest.mark.parametrize(
+    "inputs", [{"pool": 0, "reads_x": False}, {"pool": 0, "reads_x": True}, {"pool": 2}, {"pool": 3}]
+)
+def test_the_written_phi_has_the_reported_error(vit, images, expansion, inputs):
+    student = skipat_surgery.apply(
+        copy.deepcopy(vit), [2, 3, 5], PhiConfig(expansion=expansion, prefix="mix", **inputs)
+    )
     result = skipat_surgery.solve(student, vit, images.split(50))
     mine, theirs = (z_of(Tower.of(model), [2, 3, 5], images) for model in (student, vit))
     for block in (2, 3, 5):
@@ -67,7 +74,8 @@ def test_solving_beats_a_fresh_phi(vit, images):
 @torch.no_grad()
 def test_prefix_tokens_that_attend_need_no_fit(vit, images):
     """Where the first Φ of a run attends, and where a later one maps what that gave."""
-    phis = {2: PhiConfig(), 3: PhiConfig(prefix="mix"), 4: PhiConfig(prefix="mix")}
+    mixes = PhiConfig(prefix="mix", pool=0, reads_x=False)
+    phis = {2: PhiConfig(), 3: mixes, 4: mixes}
     student = skipat_surgery.apply(copy.deepcopy(vit), phis)
     result = skipat_surgery.solve(student, vit, images.split(50))
     assert result.prefix.keys() == {3, 4}
@@ -93,17 +101,15 @@ def test_images_that_determine_no_fit_are_refused(vit, images, ridge):
     student = skipat_surgery.apply(copy.deepcopy(vit), [2])
     before = copy.deepcopy(student.state_dict())
     alike = images[:1].expand(128, -1, -1, -1) if ridge == 0.0 else torch.full_like(images, float("nan"))
-    with pytest.raises(ValueError, match=r"singular .* give at least 33 that differ, or a larger ridge"):
+    with pytest.raises(ValueError, match=r"singular"):
         skipat_surgery.solve(student, vit, [alike], ridge=ridge)
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
 def test_bad_input(vit, images):
-    student = skipat_surgery.apply(copy.deepcopy(vit), [2, 4], PhiConfig(prefix="mix"))
+    student = skipat_surgery.apply(copy.deepcopy(vit), [2, 4], PhiConfig(prefix="mix", pool=0))
     with pytest.raises(ValueError, match=r"8 images are too few to solve Φ of width 32: give at least 65"):
         skipat_surgery.solve(student, vit, [images[:8]])
-    with pytest.raises(ValueError, match=r"pass a list or a DataLoader, not a generator"):
-        skipat_surgery.solve(student, vit, iter([images]))
     with pytest.raises(ValueError, match="the model is not cut"):
         skipat_surgery.solve(vit, vit, [images])
     with pytest.raises(ValueError, match="the teacher is cut; it must be the untouched model"):

@@ -70,7 +70,7 @@ def test_a_fresh_phi_reuses_z():
     torch.manual_seed(0)
     z = torch.randn(4, 2 + 3 * 5, 32)
     for expansion, error in [(2.0, 2e-3), (1.0, 2e-3), (0.5, 0.6), (0.25, 0.8)]:
-        phi = skipat_surgery.Phi(32, 2, PhiConfig(expansion=expansion, prefix="mix"))
+        phi = skipat_surgery.Phi(32, 2, PhiConfig(expansion=expansion, prefix="mix", pool=0, reads_x=False))
         out = phi(z, (3, 5))
         torch.testing.assert_close(out[:, :2], z[:, :2])
         # A projection onto h of D random directions leaves (D - h) / D of the variance.
@@ -108,7 +108,7 @@ def test_what_was_removed_is_kept_for_restore_and_can_be_forgotten(vit):
         for slot in ("attention", "layernorm_before")
         for p in getattr(vit.vit.layers[i], slot).parameters()
     )
-    skipat_surgery.apply(vit, [2, 3], PhiConfig(prefix="mix"))
+    skipat_surgery.apply(vit, [2, 3], PhiConfig(prefix="mix", pool=0, reads_x=False))
     phis = sum(p.nbytes for i in (2, 3) for p in vit.vit.layers[i].phi.parameters())
     assert weight_bytes(vit) == untouched + phis
     skipat_surgery.forget(vit)
@@ -118,8 +118,8 @@ def test_what_was_removed_is_kept_for_restore_and_can_be_forgotten(vit):
 
 
 def test_apply_without_keeping_what_was_removed(vit):
-    kept = skipat_surgery.apply(copy.deepcopy(vit), [2, 3])
-    lean = skipat_surgery.apply(vit, [2, 3], keep_removed=False)
+    kept = skipat_surgery.apply(copy.deepcopy(vit), [2, 3], PhiConfig.paper())
+    lean = skipat_surgery.apply(vit, [2, 3], PhiConfig.paper(), keep_removed=False)
     assert len(pickle.dumps(lean)) < len(pickle.dumps(kept))
     assert weight_bytes(lean) == sum(p.nbytes for p in (*lean.parameters(), *lean.buffers()))
     with pytest.raises(ValueError, match="keep_removed=False"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..convert.losses import LossWeights, distances
-from ..convert.solve import check_enough, collect, solve, solve_run
+from ..convert.solve import check_enough, phi_of, solve, solve_block, walks
 from ..core.config import PhiConfig
 from ..measure.timing import throughput
 from ..observing import Outputs, evaluating, outputs_of, pixels_of
@@ -81,23 +81,34 @@ class Session:
 
     def scores(self, max_run: int) -> tuple[Score, ...]:
         """Cut and solve every run of blocks alone, with every Φ, and see how far the model then is."""
-        tower, found = Tower.of(self.model), []
-        depth = len(tower.blocks)
+        found: list[Score] = []
+        depth = len(Tower.of(self.model).blocks)
         with (
-            evaluating(self.model),
+            evaluating(self.model, self.copy),
             tqdm(total=depth - 1, desc="Scoring runs", unit="start", disable=not self.progress) as bar,
         ):
             for first in range(1, depth):
                 reach = tuple(range(first, min(depth, first + max_run)))
-                _, moments = collect(tower, tower, reach, self.fit)
                 for phi in self.phis:
+                    solved = self.solved(reach, phi)
                     for end in range(1, len(reach) + 1):
-                        apply(self.copy, reach[:end], phi)
-                        solve_run(Tower.of(self.copy), reach[:end], *moments)
+                        cut = Tower.of(apply(self.copy, reach[:end], phi))
+                        for index in reach[:end]:
+                            phi_of(cut, index).load_state_dict(solved[index])
                         found.append(Score(reach[:end], phi, self.distance()[0]))
                         restore(self.copy)
                 bar.update()
         return tuple(found)
+
+    def solved(self, run: Sequence[int], phi: PhiConfig) -> dict[int, dict[str, Tensor]]:
+        """The weights of every Φ of a run, solved in order: no Φ depends on a later one."""
+        cut = Tower.of(apply(self.copy, run, phi))
+        mine, theirs = walks(cut, Tower.of(self.model), self.fit, progress=False)
+        for _ in run:
+            solve_block(mine, theirs)
+        weights = {index: phi_of(cut, index).state_dict() for index in run}
+        restore(self.copy)
+        return weights
 
     def measure(self, choice: Choice) -> Point:
         """Cut a set of blocks, solve its Φs as a whole, and measure it."""

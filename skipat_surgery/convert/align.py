@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ..observing import evaluating, pixels_of, z_of
 from ..result import Result, titled_table
 from ..tower import Tower, check_pair
 from .losses import relative_error
+from .solve import phi_of
 
 # On a plateau the learning rate falls by this factor; at this share of its start the training stops.
 FACTOR, LOWEST = 0.3, 0.05
@@ -73,7 +75,7 @@ def align(
         steps: The most batches to use.
         forced: The share of the steps in which each Φ is given the teacher's Z, not that of the Φ before it. None by
             default: `solve` has fitted each Φ to what the one before it really makes, and the teacher's Z leads it
-            away from there.
+            away from there. Where a Φ reads more than Z, the cut model runs as it is in all steps.
         learning_rate: Of AdamW, after a warm-up of 15 batches; a plateau lowers it.
         patience: Batches without a better loss that make a plateau. After three of them the teacher's Z gives way to
             the chain, and the chain ends the training.
@@ -173,6 +175,8 @@ def repeated(batches: Iterable[Any], count: int) -> Iterator[Any]:
 
 def _step(student: Tower, original: Tower, pixels: Tensor, chained: bool, optimizer: torch.optim.Optimizer) -> float:
     """One batch; returns the loss."""
+    if any(phi.reads_x or phi.pool for phi in map(partial(phi_of, student), student.skip)):
+        return _step_through_blocks(student, original, pixels, optimizer)
     sources = [run[0] - 1 for run in student.config.runs]
     targets = z_of(original, {*sources, *student.skip}, pixels)
     # The first run starts from blocks that are the teacher's own; a later one from what the student has become.
@@ -188,6 +192,23 @@ def _step(student: Tower, original: Tower, pixels: Tensor, chained: bool, optimi
                 losses.append(relative_error(z.float(), targets[index].float(), student.num_special_tokens).mean())
         loss = torch.stack(losses).mean()
         loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    torch.clear_autocast_cache()  # the casts of the weights as they were
+    return float(loss.detach())
+
+
+def _step_through_blocks(student: Tower, original: Tower, pixels: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    """One batch where a Φ reads more than Z, and so the blocks between; returns the loss."""
+    targets = z_of(original, student.skip, pixels)
+    with torch.enable_grad():
+        found = z_of(student, student.skip, pixels)
+        losses = [
+            relative_error(found[index].float(), targets[index].float(), student.num_special_tokens).mean()
+            for index in student.skip
+        ]
+        loss = torch.stack(losses).mean()
+        loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
     optimizer.step()
     optimizer.zero_grad()
     torch.clear_autocast_cache()  # the casts of the weights as they were

@@ -1,13 +1,14 @@
-"""A closed-form refit of the MLPs after a cut: ridge regression of the teacher's hidden states, without a gradient.
+"""A closed-form refit after a cut: ridge regression of the teacher's hidden states, without a gradient.
 
-What Φ leaves wrong in the hidden states X, the last linear map of each MLP can take back in part. Block by block, from
-the first skipped one on and on the student's own states, its change ΔW, Δb is fitted to X_teacher - X_student.
+What Φ leaves wrong in the hidden states X, the last linear maps of the blocks can take back in part. Block by block,
+from the first skipped one on and on the student's own states, the change ΔW, Δb of W_o in every MSA that was left whole
+is fitted to Z_teacher - Z_student, then that of the last map of every MLP to X_teacher - X_student.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..observing import evaluating, pixels_of, states_of
+from ..observing import evaluating, observe
 from ..result import Result, titled_table
-from ..tower import Tower, check_pair
+from ..tower import check_pair
 from .losses import relative_error
-from .solve import Moments
+from .moments import Moments, sampled
+from .solve import walks
+from .states import State, Walk
 
 RIDGE = 1e-2
 HELD_OUT = 4  # one batch of four measures, the second, the others fit
@@ -61,21 +64,21 @@ def refit(
     prefix_weight: int = 8,
     progress: bool = True,
 ) -> RefitResult:
-    """Refit the last linear map of every MLP from the first skipped block on, in place and in closed form.
+    """Refit the last linear map of every MLP, and W_o of every whole MSA, from the first skipped block on, in place.
 
-    The regression is anchored at the pretrained weights: what is penalised is the change. A block whose error on
-    held-out images does not fall keeps its weights. Post-norm blocks, whose MLP does not add to X linearly, are left
-    alone, and so are blocks whose last linear map is used elsewhere too.
+    The regression is anchored at the pretrained weights: what is penalised is the change. A map with which the error on
+    held-out images does not fall keeps its weights. Left alone are post-norm blocks, whose X does not follow their MLP
+    linearly, maps that are used elsewhere too, and MSAs of which Φ keeps only a part.
 
-    Each block takes a pass over the images to fit and two over the held-out ones, with products in float64: minutes on
-    a CPU for a few thousand images.
+    The hidden states of all images are kept, on the CPU beyond `states.ROOM` bytes in a file, and each block runs four
+    to five times.
 
     Args:
         student: A cut model, solved.
         teacher: The model it was made from, untouched.
         batches: Image batches (B, C, H, W), ``(images, labels)`` pairs, or mappings with ``pixel_values``; at least
-            two, as one of four is held out. They are gone through once a block: a list or a DataLoader.
-        ridge: Added to the covariance's diagonal, as a fraction of its mean.
+            two, as one of four is held out. They are gone through once.
+        ridge: Added to each variance of a map's inputs, as a fraction of the mean one.
         prefix_weight: How many times a prefix token counts as much as a patch.
         progress: Whether to show a bar.
 
@@ -92,40 +95,130 @@ def refit(
     mine, original = check_pair(student, teacher)
     before: dict[int, float] = {}
     after: dict[int, float] = {}
-    images = _count(batches)
     shared = _shared_parameters(student)
-    device = next(student.parameters()).device
-    with evaluating(student, teacher), torch.autocast(device.type, enabled=False):
-        blocks = range(mine.skip[0], len(mine.blocks))
+    with evaluating(student, teacher):
+        walk, reference = walks(mine, original, batches, progress)
+        images = _count(walk)
+        blocks = range(walk.index, len(mine.blocks))
         for index in tqdm(blocks, desc="Refitting", unit="block", disable=not progress):
-            linear = last_linear(mine, index, next(_held_out(batches)))
-            if linear is None or id(linear[0].weight) in shared:
-                continue
-            before[index] = _error(mine, original, index, batches)
-            kept = {name: tensor.clone() for name, tensor in linear[0].state_dict().items()}
-            _fit(mine, original, index, *linear, batches, ridge, prefix_weight)
-            after[index] = _error(mine, original, index, batches)
-            if not after[index] < before[index]:
-                linear[0].load_state_dict(kept)
-                after[index] = before[index]
-    torch.clear_autocast_cache()  # inside autocast, the new weights would stay hidden behind old casts
+            block = _Block(walk, reference, shared, ridge, prefix_weight)
+            before[index], after[index] = block.refit()
+            walk.move_on()
     return RefitResult(images, before, after)
 
 
-def last_linear(tower: Tower, index: int, images: Tensor) -> tuple[nn.Linear, Tensor] | None:
-    """The last linear map of a block's MLP, and by how much each channel of its output counts in X (D,): LayerScale.
+class _Block:
+    """One block being refitted. The teacher's walk has moved past it, the student's stands before it."""
 
-    None where X does not follow its output linearly, as in post-norm blocks. Found by running the block, with the
-    output of the map shifted.
+    def __init__(self, student: Walk, teacher: Walk, shared: set[int], ridge: float, prefix_weight: float) -> None:
+        self.student, self.teacher, self.index = student, teacher, student.index
+        self.tower, self.ridge, self.prefix_weight = student.tower, ridge, prefix_weight
+        self.held_out = [number for number in range(len(student)) if number % HELD_OUT == 1]
+        self.fitting = [number for number in range(len(student)) if number % HELD_OUT != 1]
+        self.z: dict[int, Tensor] = {}
+        attention = set(self.tower.msa_slot(self.index).modules())
+        others = set(self.tower.blocks[self.index].modules()) - attention
+        if self.index in self.tower.skip:
+            others -= set(self.tower.blocks[self.index].phi.modules())  # type: ignore[union-attr]
+            attention = set()
+        maps = last_linear(attention, self.run_z), last_linear(others, self.run_x)
+        self.attention, self.mlp = (None if found is None or id(found[0].weight) in shared else found for found in maps)
+        teacher.move_on(self._teacher_states())
+
+    def _teacher_states(self) -> Iterator[State]:
+        for number in range(len(self.teacher)):
+            with observe(self.teacher.tower, [self.index] if self.attention else []) as seen:
+                state = self.teacher.run(number)
+            if self.attention and number in self.fitting:
+                self.z[number] = seen.z[self.index]
+            yield state
+
+    def run_x(self, number: int = 0) -> Tensor:
+        """X after the block."""
+        return self.tower.patches_last(self.student.run(number).x)
+
+    def run_z(self, number: int = 0) -> Tensor:
+        """Z of the block."""
+        with observe(self.tower, [self.index]) as seen:
+            self.student.run(number)
+        return seen.z[self.index]
+
+    def expected_x(self, number: int) -> Tensor:
+        """The teacher's X after the block."""
+        return self.tower.patches_last(self.teacher.states[number].x)
+
+    def error(self) -> float:
+        """The error of X after the block, over its variance, on the held-out images."""
+        count = self.tower.num_special_tokens
+        errors = [relative_error(self.run_x(n).double(), self.expected_x(n).double(), count) for n in self.held_out]
+        return float(torch.cat(errors).mean())
+
+    def refit(self) -> tuple[float, float]:
+        """Refit what can be, and return the error before and after."""
+        first = error = self.error()
+        if self.attention:
+            error = self.fit(*self.attention, self.run_z, self.z.__getitem__, error)
+        self.z.clear()
+        if self.mlp:
+            error = self.fit(*self.mlp, self.run_x, self.expected_x, error)
+        return first, error
+
+    def fit(
+        self,
+        linear: nn.Linear,
+        scale: Tensor,
+        run: Callable[[int], Tensor],
+        expected: Callable[[int], Tensor],
+        error: float,
+    ) -> float:
+        """Add the change to a linear map that brings what follows it closest to what is expected.
+
+        Returns:
+            The error on the held-out images, which is the one given where the map gained nothing and is as it was.
+        """
+        count, moments, inputs = self.tower.num_special_tokens, Moments(), []
+        divisor = torch.where(scale.abs() > CLOSED * scale.abs().max(), scale, torch.inf)
+        hook = linear.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+        try:
+            for number in self.fitting:
+                target = (expected(number) - run(number)) / divisor
+                h = self.tower.patches_last(inputs.pop())
+                rows, missing = sampled(number, h[:, count:], target[:, count:])
+                moments.add(rows, missing)
+                if count:
+                    moments.add(h[:, :count].flatten(0, 1), target[:, :count].flatten(0, 1), self.prefix_weight)
+        finally:
+            hook.remove()
+        kept = {name: tensor.clone() for name, tensor in linear.state_dict().items()}
+        change = moments.ridge_regression(self.ridge, alike=False)
+        linear.weight.add_(change)
+        if linear.bias is not None:
+            linear.bias.add_(moments.bias(change))
+        torch.clear_autocast_cache()  # inside autocast, the new weights would stay hidden behind old casts
+        found = self.error()
+        if found < error:
+            return found
+        linear.load_state_dict(kept)
+        torch.clear_autocast_cache()
+        return error
+
+
+def last_linear(candidates: set[nn.Module], run: Callable[[], Tensor]) -> tuple[nn.Linear, Tensor] | None:
+    """The last linear map on the way to some tokens (B, N, D), and by how much each channel of its output counts there
+    (D,): LayerScale.
+
+    None where they do not follow its output linearly, as in post-norm blocks. Found by running, with the output of the
+    map shifted.
+
+    Args:
+        candidates: The modules it may be among.
+        run: Gives the tokens.
     """
-    block = tower.blocks[index]
-    attention = set(tower.msa_slot(index).modules())
-    phi = set(block.phi.modules()) if index in tower.skip else set()  # type: ignore[union-attr]
     called: list[nn.Linear] = []
-    candidates = [m for m in block.modules() if type(m) is nn.Linear and m not in attention and m not in phi]
-    hooks = [m.register_forward_hook(lambda m, args, out: called.append(m)) for m in candidates]
+    linears = [module for module in candidates if type(module) is nn.Linear]
+    hooks = [m.register_forward_hook(lambda m, args, out: called.append(m)) for m in linears]
     try:
-        x = states_of(tower, index, images)
+        x = run()
     finally:
         for hook in hooks:
             hook.remove()
@@ -134,13 +227,13 @@ def last_linear(tower: Tower, index: int, images: Tensor) -> tuple[nn.Linear, Te
     linear = called[-1]
     unit = float(x.std())
     with _shifted(linear, unit):
-        scale = (states_of(tower, index, images) - x).double().mean(dim=(0, 1)) / unit
+        scale = (run() - x).double().mean(dim=(0, 1)) / unit
     draw = torch.Generator().manual_seed(0)
     shift = unit * torch.randn(x.shape[-1], generator=draw).to(x.device, x.dtype)
     with _shifted(linear, shift):
-        moved = (states_of(tower, index, images) - x).double()
+        moved = (run() - x).double()
     linearly = torch.allclose(moved, (scale * shift).expand_as(moved), rtol=0, atol=1e-2 * float(moved.std()) + 1e-12)
-    return (linear, scale) if linearly else None
+    return (linear, scale.to(x.dtype)) if linearly else None
 
 
 @contextmanager
@@ -158,67 +251,17 @@ def _shared_parameters(model: nn.Module) -> set[int]:
     return {key for key, count in names.items() if count > 1}
 
 
-def _held_out(batches: Iterable[Any]) -> Iterator[Tensor]:
-    """The images that measure."""
-    return (pixels_of(batch) for index, batch in enumerate(batches) if index % HELD_OUT == 1)
-
-
-def _fitting(batches: Iterable[Any]) -> Iterator[Tensor]:
-    """The images that fit."""
-    return (pixels_of(batch) for index, batch in enumerate(batches) if index % HELD_OUT != 1)
-
-
-def _count(batches: Iterable[Any]) -> tuple[int, int]:
+def _count(walk: Walk) -> tuple[int, int]:
     """How many images fit, and how many measure.
 
     Raises:
-        ValueError: There are none to measure on, or they cannot be gone through again.
+        ValueError: There are none to measure on.
     """
-    counts = [sum(map(len, part(batches))) for part in (_fitting, _held_out)]
+    held_out = sum(state.x.shape[0] for state in walk.states[1::HELD_OUT])
+    counts = walk.images - held_out, held_out
     if not all(counts):
         raise ValueError(
-            f"refit needs images to fit and, one batch of {HELD_OUT}, images to measure on; it was given {counts}. They"
-            " are gone through more than once: pass at least two batches in a list or a DataLoader, not a generator"
+            f"refit needs images to fit and, one batch of {HELD_OUT}, images to measure on; it was given {counts}: "
+            "pass at least two batches"
         )
-    return counts[0], counts[1]
-
-
-def _error(student: Tower, teacher: Tower, index: int, batches: Iterable[Any]) -> float:
-    """The error of X after a block, over its variance, on the held-out images."""
-    count, errors = student.num_special_tokens, []
-    for images in _held_out(batches):
-        found, expected = (states_of(tower, index, images).double() for tower in (student, teacher))
-        errors.append(relative_error(found, expected, count))
-    return float(torch.cat(errors).mean())
-
-
-def _fit(
-    student: Tower,
-    teacher: Tower,
-    index: int,
-    linear: nn.Linear,
-    scale: Tensor,
-    batches: Iterable[Any],
-    ridge: float,
-    prefix_weight: int,
-) -> None:
-    """Add the change to a linear map that brings X after its block closest to the teacher's."""
-    count, moments, inputs = student.num_special_tokens, Moments(), []
-    open_ = scale.abs() > CLOSED * scale.abs().max()
-    divisor = torch.where(open_, scale, torch.inf)
-    hook = linear.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    try:
-        for images in _fitting(batches):
-            missing = states_of(teacher, index, images).double() - states_of(student, index, images).double()
-            h, target = student.patches_last(inputs.pop()).double(), missing / divisor
-            moments.add(h[:, count:].flatten(0, 1), {index: target[:, count:].flatten(0, 1)})
-            for _ in range(prefix_weight if count else 0):
-                moments.add(h[:, :count].flatten(0, 1), {index: target[:, :count].flatten(0, 1)})
-    finally:
-        hook.remove()
-    eye = torch.eye(linear.in_features, dtype=torch.float64, device=scale.device)
-    fit = moments.through(eye, eye.new_zeros(linear.in_features), index)
-    change = fit.ridge_regression(ridge)
-    linear.weight.add_(change)
-    if linear.bias is not None:
-        linear.bias.add_(fit.bias(change))
+    return counts

@@ -1,14 +1,13 @@
 """A closed-form start for Φ: ridge regression of the teacher's Z, in seconds and without a gradient.
 
-Where its units stay in GELU's linear range, Φ is an affine map of Z. So is a chain of them, and the second moments of
-the Z that starts a run, with the teacher's Z of each block, hold all that the fits of the whole run need: one pass over
-the images, whatever their number. Each fit reads the Z that the Φ before it really makes, so that later ones absorb
-earlier errors.
+Where its units stay in GELU's linear range, Φ is an affine map of what it reads. The best one of its rank follows from
+the second moments of that and of the teacher's Z. Block by block, in order: each fit reads what the Φ before it really
+makes, so that later ones absorb earlier errors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +17,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..core.phi import Phi
-from ..observing import evaluating, pixels_of, z_of
+from ..observing import evaluating, observe, pixels_of
 from ..result import Result, titled_table
 from ..tower import Tower, check_pair
+from .moments import Moments, sampled
+from .states import Seen, State, Walk
 
-# Added to the diagonal of a covariance, as a fraction of its mean.
+# Added to each variance, as a fraction of it.
 RIDGE = 1e-3
-# A pivot this far below the largest is rounding.
-SINGULAR = 1e-7
 
 
 @dataclass(frozen=True)
@@ -47,92 +46,20 @@ class SolveResult(Result):
         return shown
 
 
-class Moments:
-    """First and second moments, in float64, of inputs x (n, D) and of one target y (n, D) a block."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.x: Tensor | Any = 0.0
-        self.xx: Tensor | Any = 0.0
-        self.y: dict[int, Tensor | Any] = {}
-        self.xy: dict[int, Tensor | Any] = {}
-        self.yy: dict[int, Tensor | Any] = {}
-
-    def add(self, x: Tensor, targets: dict[int, Tensor]) -> None:
-        """Add the rows of one batch."""
-        x = x.double()
-        self.count += x.shape[0]
-        self.x += x.sum(dim=0)
-        self.xx += x.T @ x
-        for block, y in targets.items():
-            y = y.double()
-            self.y[block] = self.y.get(block, 0.0) + y.sum(dim=0)
-            self.xy[block] = self.xy.get(block, 0.0) + x.T @ y
-            self.yy[block] = self.yy.get(block, 0.0) + y.square().sum(dim=0)
-
-    def through(self, weight: Tensor, bias: Tensor, block: int) -> Fit:
-        """The regression of a block's target on ``weight @ x + bias``."""
-        mean_x, mean_y = self.x / self.count, self.y[block] / self.count
-        cov_x = self.xx / self.count - torch.outer(mean_x, mean_x)
-        cov_xy = self.xy[block] / self.count - torch.outer(mean_x, mean_y)
-        var_y = (self.yy[block] / self.count - mean_y.square()).sum()
-        return Fit(weight @ mean_x + bias, mean_y, weight @ cov_x @ weight.T, weight @ cov_xy, var_y)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a regression of y on x needs: means, covariances, and the total variance of y."""
-
-    mean_x: Tensor
-    mean_y: Tensor
-    cov_x: Tensor
-    cov_xy: Tensor
-    var_y: Tensor
-
-    def damped(self, ridge: float) -> Tensor:
-        """The covariance of x with `ridge` times its mean variance on the diagonal."""
-        size = self.cov_x.shape[0]
-        eye = torch.eye(size, dtype=self.cov_x.dtype, device=self.cov_x.device)
-        return self.cov_x + ridge * self.cov_x.trace() / size * eye
-
-    def ridge_regression(self, ridge: float) -> Tensor:
-        """The weight (D_y, D_x) of the ridge regression.
-
-        Raises:
-            ValueError: The inputs do not span their space, so that many weights fit equally well.
-        """
-        factor, info = torch.linalg.cholesky_ex(self.damped(ridge))
-        pivots = factor.diagonal()
-        if int(info) or not bool(pivots.min() > SINGULAR * pivots.max()):
-            size = self.cov_x.shape[0]
-            raise ValueError(
-                f"the images leave the fit of {size} unknowns singular (Z alike, constant or not finite): give at "
-                f"least {size + 1} that differ, or a larger ridge than {ridge:g}"
-            )
-        return torch.cholesky_solve(self.cov_xy, factor).T
-
-    def bias(self, weight: Tensor) -> Tensor:
-        """The bias (D_y,) that goes with a weight."""
-        return self.mean_y - weight @ self.mean_x
-
-    def error(self, weight: Tensor) -> float:
-        """The squared error of a weight, with its best bias, over the variance of y."""
-        residual = self.var_y - 2 * (weight * self.cov_xy.T).sum() + ((weight @ self.cov_x) * weight).sum()
-        return float(residual / self.var_y)
-
-
 def solve(
     model: nn.Module, teacher: nn.Module, batches: Iterable[Any], *, ridge: float = RIDGE, progress: bool = True
 ) -> SolveResult:
     """Fit every Φ of a cut model to its teacher's Z, in place and in closed form (SCIENCE: ridge regression, in order).
 
+    The hidden states of all images are kept, on the CPU beyond `states.ROOM` bytes in a file, and each block of either
+    model runs about once.
+
     Args:
         model: A cut model.
         teacher: The model it was made from, untouched.
         batches: Image batches (B, C, H, W), ``(images, labels)`` pairs, or mappings with ``pixel_values``. No labels
-            are needed. With several runs of skipped blocks they are gone through once a run, so they must allow that: a
-            list or a DataLoader.
-        ridge: Added to each covariance's diagonal, as a fraction of its mean.
+            are needed. They are gone through once.
+        ridge: Added to each variance of what Φ reads, as a fraction of it.
         progress: Whether to show a bar.
 
     Returns:
@@ -147,32 +74,29 @@ def solve(
         SolveResult(images=512, patches={3: 0.41, …}, prefix={3: 0.12, …})
     """
     student, original = check_pair(model, teacher)
-    images, patches, prefix = 0, {}, {}
+    patches: dict[int, float] = {}
+    prefix: dict[int, float] = {}
     with evaluating(model, teacher):
-        for run in _chains(student):
-            images, moments = collect(student, original, run, batches, progress)
-            if images == 0:
-                raise ValueError(
-                    "batches gave no images; with several runs of skipped blocks they are gone through once a run, so "
-                    "pass a list or a DataLoader, not a generator"
-                )
-            check_enough(images, model)
-            errors = solve_run(student, run, *moments, ridge)
-            torch.clear_autocast_cache()  # inside autocast, the weights just written would stay hidden behind old casts
-            patches.update(errors[0])
-            prefix.update(errors[1])
-    return SolveResult(images, patches, prefix)
+        mine, theirs = walks(student, original, batches, progress)
+        check_enough(mine.images, model)
+        blocks = range(mine.index, student.skip[-1] + 1)
+        for index in tqdm(blocks, desc="Solving", unit="block", disable=not progress):
+            if index in student.skip:
+                patches[index], error = solve_block(mine, theirs, ridge)
+                prefix |= {} if error is None else {index: error}
+            else:
+                theirs.move_on()
+                mine.move_on()
+    return SolveResult(mine.images, patches, prefix)
 
 
-def _chains(tower: Tower) -> list[tuple[int, ...]]:
-    """The runs of skipped blocks, parted where a Φ reads the Z of prefix tokens that attended: no map gives that."""
-    chains: list[list[int]] = []
-    for run in tower.config.runs:
-        for index in run:
-            if index == run[0] or (phi_of(tower, index - 1).attends and not phi_of(tower, index).attends):
-                chains.append([])
-            chains[-1].append(index)
-    return [tuple(chain) for chain in chains]
+def walks(student: Tower, original: Tower, batches: Iterable[Any], progress: bool) -> tuple[Walk, Walk]:
+    """The states of a student and its teacher before the first skipped block."""
+    mine, theirs = (Walk(tower, student.skip[0]) for tower in (student, original))
+    for batch in tqdm(batches, desc="Running to the first skipped block", unit="batch", disable=not progress):
+        for walk in (mine, theirs):
+            walk.start(pixels_of(batch))
+    return mine, theirs
 
 
 def phi_of(tower: Tower, index: int) -> Phi:
@@ -180,57 +104,15 @@ def phi_of(tower: Tower, index: int) -> Phi:
     return tower.blocks[index].phi  # type: ignore[return-value]
 
 
-def collect(
-    student: Tower, original: Tower, run: tuple[int, ...], batches: Iterable[Any], progress: bool = False
-) -> tuple[int, tuple[Moments, Moments]]:
-    """What the fits of a run need, in one pass over the images.
-
-    Args:
-        student: Gives the Z before the run. It may be the original, where nothing before the run was cut.
-        original: Gives the Z of each block of the run.
-        run: Consecutive blocks.
-        batches: As `solve` takes them.
-        progress: Whether to show a bar.
-
-    Returns:
-        The number of images, and the moments of patches and of prefix tokens.
-    """
-    images, patch_moments, prefix_moments = 0, Moments(), Moments()
-    count = student.num_special_tokens
-    source = run[0] - 1
-    device = next(student.module.parameters()).device
-    what = f"Solving blocks {run[0]} to {run[-1]}"
-    for batch in tqdm(batches, desc=what, unit="batch", disable=not progress):
-        pixels = pixels_of(batch).to(device)
-        targets = z_of(original, [source, *run], pixels)
-        z = targets.pop(source)
-        if student is not original:
-            z = z_of(student, [source], pixels)[source]
-        images += z.shape[0]
-        patch_moments.add(
-            z[:, count:].flatten(0, 1), {block: y[:, count:].flatten(0, 1) for block, y in targets.items()}
-        )
-        if count:
-            prefix_moments.add(
-                prefix_features(z, count), {block: y[:, :count].flatten(0, 1) for block, y in targets.items()}
-            )
-    return images, (patch_moments, prefix_moments)
-
-
-def prefix_features(z: Tensor, num_prefix_tokens: int) -> Tensor:
-    """[own Z, mean patch Z] of every prefix token, (B·P, 2D)."""
-    prefix, patches = z[:, :num_prefix_tokens], z[:, num_prefix_tokens:]
-    mean = patches.mean(dim=1, keepdim=True).expand_as(prefix)
-    return torch.cat([prefix, mean], dim=-1).flatten(0, 1)
-
-
 def images_needed(model: nn.Module) -> int:
     """The fewest images that `solve` can work with at a model's configured size: more rows than unknowns in a fit."""
     tower = Tower.of(model)
     width, prefix = tower.family.width(tower.module), tower.num_special_tokens
     height, columns = tower.family.grid(tower.module)
-    prefix = 0 if all(phi_of(tower, index).attends for index in tower.skip) else prefix
-    return max(width // (height * columns), 2 * width // prefix if prefix else 0) + 1
+    phis = [phi_of(tower, index) for index in tower.skip]
+    inputs = max(phi.num_inputs for phi in phis)
+    mapped = 0 if all(phi.attends for phi in phis) else prefix
+    return max(inputs * width // (height * columns), 2 * width // mapped if mapped else 0) + 1
 
 
 def check_enough(images: int, model: nn.Module) -> None:
@@ -248,59 +130,93 @@ def check_enough(images: int, model: nn.Module) -> None:
         )
 
 
-def solve_run(
-    tower: Tower, run: tuple[int, ...], patch_moments: Moments, prefix_moments: Moments, ridge: float = RIDGE
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Solve the Φs of one run in order, from what `collect` gave, and return the errors of patches and prefix tokens.
+def solve_block(student: Walk, teacher: Walk, ridge: float = RIDGE) -> tuple[float, float | None]:
+    """Fit the Φ of the block that the walks of a cut model and its teacher stand before, and move both past it.
 
-    The chain so far is kept as an affine map from the run's source: (P, p) for patches, and (G, g) for a prefix token
-    and the patch mean together.
+    Returns:
+        The errors of the patches, and of the prefix tokens where Φ maps them.
     """
-    patch_errors: dict[int, float] = {}
-    prefix_errors: dict[int, float] = {}
-    width = patch_moments.xx.shape[0]
-    eye = torch.eye(width, dtype=torch.float64, device=patch_moments.xx.device)
-    chain = (eye, eye.new_zeros(width))
-    joint = (torch.block_diag(eye, eye), eye.new_zeros(2 * width))
-    for index in run:
-        phi = phi_of(tower, index)
-        weight, bias, patch_errors[index] = _solve_patches(phi, patch_moments.through(*chain, index), ridge)
-        chain = (weight @ chain[0], weight @ chain[1] + bias)
-        if tower.num_special_tokens and not phi.attends:
-            fit = prefix_moments.through(*joint, index)
-            own, own_bias, prefix_errors[index] = _solve_prefix(phi, fit, ridge)
-            mean = torch.cat([torch.zeros_like(weight), weight], dim=1)
-            step, step_bias = torch.cat([own, mean]), torch.cat([own_bias, bias])
-            joint = (step @ joint[0], step @ joint[1] + step_bias)
-    return patch_errors, prefix_errors
+    index, tower = student.index, student.tower
+    phi, count = phi_of(tower, index), tower.num_special_tokens
+    on_patches, on_prefix, spread = Moments(), Moments(), Moments()
+
+    def both() -> Iterator[State]:
+        for number in range(len(teacher)):
+            with observe(teacher.tower, [index]) as seen:
+                following = teacher.run(number)
+            given, target = phi_arguments(student, number), seen.z[index]
+            inputs, base = patch_features(phi, given)
+            inputs, expected, missing = sampled(number, inputs, target[:, count:], target[:, count:] - base)
+            spread.add(expected[:, :1], expected)
+            on_patches.add(inputs, missing)
+            if count and not phi.attends:
+                on_prefix.add(prefix_features(tower.patches_last(given["z"]), count), target[:, :count].flatten(0, 1))
+            yield following
+
+    teacher.move_on(both())
+    share = float(on_patches.var_y / spread.var_y)  # what the cells leave to be mapped
+    patches = share * _solve_patches(phi, on_patches, ridge)
+    prefix = _solve_prefix(phi, on_prefix, ridge) if on_prefix.count else None
+    torch.clear_autocast_cache()  # inside autocast, the weights just written would stay hidden behind old casts
+    student.move_on()
+    return patches, prefix
 
 
-def _solve_patches(phi: Phi, fit: Fit, ridge: float) -> tuple[Tensor, Tensor, float]:
-    """Write the best affine map of Φ's rank into Φ; returns its weight, bias and error.
+def phi_arguments(student: Walk, number: int) -> dict[str, Any]:
+    """What Φ of the walk's block is given on a batch, by name; the block runs no further."""
+    phi, names = phi_of(student.tower, student.index), ("z", "grid")
+    given: dict[str, Any] = {}
+
+    def see(module: nn.Module, args: Any, kwargs: Any) -> None:
+        given.update(zip(names, args, strict=True), **kwargs)
+        raise Seen
+
+    hook = phi.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        student.run(number)
+    except Seen:
+        pass
+    finally:
+        hook.remove()
+    return given
+
+
+def patch_features(phi: Phi, given: dict[str, Any]) -> tuple[Tensor, Tensor | float]:
+    """What Φ maps to the Z of patches, (B, H·W, k·D), and what it adds that to: the Z of their cells, or nothing."""
+    grid, cell_z = given["grid"], given.get("cell_z")
+    inputs = phi.patch_inputs(grid, given["z"], given.get("x"), given.get("cell_x"))
+    return inputs, 0.0 if cell_z is None else phi.cells(grid).spread(cell_z)
+
+
+def prefix_features(z: Tensor, num_prefix_tokens: int) -> Tensor:
+    """[own Z, mean patch Z] of every prefix token, (B·P, 2D)."""
+    prefix, patches = z[:, :num_prefix_tokens], z[:, num_prefix_tokens:]
+    mean = patches.mean(dim=1, keepdim=True).expand_as(prefix)
+    return torch.cat([prefix, mean], dim=-1).flatten(0, 1)
+
+
+def _solve_patches(phi: Phi, moments: Moments, ridge: float) -> float:
+    """Write the best affine map of Φ's rank into Φ; returns its error.
 
     Reduced-rank regression: of the full regression's output, keep the directions with the most variance. Each becomes a
     hidden unit of zero mean and unit scale.
     """
-    full = fit.ridge_regression(ridge)
-    variances, directions = torch.linalg.eigh(full @ fit.damped(ridge) @ full.T)
+    full = moments.ridge_regression(ridge)
+    variances, directions = torch.linalg.eigh(full @ moments.damped(ridge) @ full.T)
     order = variances.argsort(descending=True)[: phi.expand.out_features]
     order = order[variances[order] > 1e-12 * variances.max()]
     scale, basis = variances[order].sqrt(), directions[:, order]
     encode, decode = (basis.T @ full) / scale[:, None], basis * scale
-    weight = decode @ encode
-    # decode @ (encode @ z + shift) + bias, with shift = -encode @ mean, so that the constant is the target's mean.
-    phi.set_patch_map(encode, decode, fit.mean_y, shift=-encode @ fit.mean_x)
-    return weight, fit.bias(weight), fit.error(weight)
+    # decode @ (encode @ inputs + shift) + bias, with shift = -encode @ mean, so that the constant is the target's mean.
+    phi.set_patch_map(encode, decode, moments.mean_y, shift=-encode @ moments.mean_x)
+    return moments.error(decode @ encode)
 
 
-def _solve_prefix(phi: Phi, fit: Fit, ridge: float) -> tuple[Tensor, Tensor, float]:
+def _solve_prefix(phi: Phi, moments: Moments, ridge: float) -> float:
     """Write the best map of [own Z, mean patch Z] into Φ; a Φ that passes prefix tokens through keeps doing so."""
     if phi.mix is None:
-        width = fit.mean_y.shape[0]
-        eye = torch.eye(width, dtype=fit.cov_x.dtype, device=fit.cov_x.device)
-        weight, bias = torch.cat([eye, torch.zeros_like(eye)], dim=1), torch.zeros_like(fit.mean_y)
-    else:
-        weight = fit.ridge_regression(ridge)
-        bias = fit.bias(weight)
-        phi.set_prefix_map(weight, bias)
-    return weight, bias, fit.error(weight)
+        eye = torch.eye(moments.mean_y.shape[0], dtype=moments.x.dtype, device=moments.x.device)
+        return moments.error(torch.cat([eye, torch.zeros_like(eye)], dim=1))
+    weight = moments.ridge_regression(ridge)
+    phi.set_prefix_map(weight, moments.bias(weight))
+    return moments.error(weight)

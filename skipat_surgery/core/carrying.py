@@ -210,6 +210,7 @@ class SkippedAttention(nn.Module):
         self.returns_tuple = returns_tuple
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        box = box_of(first_argument(args, kwargs))
-        box.z = box.phi(box.empty(), box.grid)
+        h = first_argument(args, kwargs)
+        box = box_of(h)
+        box.z = box.phi(box.empty(), box.grid, x=h) if box.phi.reads_x else box.phi(box.empty(), box.grid)
         return (box.z, None) if self.returns_tuple else box.z

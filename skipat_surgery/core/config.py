@@ -9,6 +9,8 @@ from typing import Any
 FORMAT_VERSION = 2
 OPTIONAL = ("base_model", "results")
 PREFIX_MODES = ("attend", "mix", "pass")
+# What a file that does not say has: fields that came later.
+BEFORE = {"pool": 0, "reads_x": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +29,25 @@ class PhiConfig:
             gives them exactly what the MSA would: their rows of it are kept, with its weights and the norm before it,
             at about a hundredth of its cost. ``"mix"`` maps [own Z, mean patch Z] linearly, at one token's cost.
             ``"pass"`` hands their Z on unchanged, as in the paper.
+        pool: Side p of the cells of p×p patches over which the block's own MSA still runs, and whose Z is copied to
+            their patches; 0 for none, as in the paper. A side of 2 takes a fifth of the MSA's time.
+        reads_x: Whether Φ reads LN(X), the input of the MSA that it stands for, beside the Z of the block before; with
+            cells, its means over them too.
 
     Raises:
         ValueError: A value is out of range; the message says which ones are allowed.
 
     Example:
         >>> PhiConfig.paper()
-        PhiConfig(expansion=2.0, kernel_size=5, channel_attention=True, prefix='pass')
+        PhiConfig(expansion=2.0, kernel_size=5, channel_attention=True, prefix='pass', pool=0, reads_x=False)
     """
 
     expansion: float = 0.25
     kernel_size: int = 3
     channel_attention: bool = False
     prefix: str = "attend"
+    pool: int = 2
+    reads_x: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.expansion, bool) or not isinstance(self.expansion, (int, float)):
@@ -55,11 +63,15 @@ class PhiConfig:
             raise ValueError(f"channel_attention must be True or False, got {self.channel_attention!r}")
         if self.prefix not in PREFIX_MODES:
             raise ValueError(f"prefix must be one of {PREFIX_MODES}, got {self.prefix!r}")
+        if isinstance(self.pool, bool) or not isinstance(self.pool, int) or self.pool < 0 or self.pool == 1:
+            raise ValueError(f"pool must be 0, or the side of a cell from 2 up, got {self.pool!r}")
+        if not isinstance(self.reads_x, bool):
+            raise ValueError(f"reads_x must be True or False, got {self.reads_x!r}")
 
     @classmethod
     def paper(cls) -> PhiConfig:
-        """Φ as published: expansion 2, 5×5 depthwise convolution, ECA, prefix tokens passed through."""
-        return cls(expansion=2.0, kernel_size=5, channel_attention=True, prefix="pass")
+        """Φ as published: expansion 2, 5×5 depthwise convolution, ECA, prefix tokens passed through, Z read alone."""
+        return cls(expansion=2.0, kernel_size=5, channel_attention=True, prefix="pass", pool=0, reads_x=False)
 
 
 @dataclass(frozen=True)
@@ -167,5 +179,5 @@ class SkipatConfig:
             unknown += [f"phi.{index}.{name}" for name in sorted(set(phi) - allowed)]
         if unknown:
             raise ValueError(f"unknown entries in the skipat configuration: {unknown}; Φ knows {sorted(allowed)}")
-        phis = {int(index): PhiConfig(**phi) for index, phi in data["phi"].items()}
+        phis = {int(index): PhiConfig(**{**BEFORE, **phi}) for index, phi in data["phi"].items()}
         return cls(phis, **{name: data.get(name) for name in OPTIONAL})

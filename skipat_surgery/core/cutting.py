@@ -21,8 +21,8 @@ from .config import SkipatConfig
 from .family import Family
 from .grafting import graft, ungraft
 from .in_place import save_memory, undo_save_memory
+from .kept_attention import KeptAttention
 from .phi import Phi
-from .prefix_attention import PrefixAttention
 from .timm_carrying import move_checkpointing_into_blocks, set_out_grid, undo_timm_layers
 from .transformers_carrying import AddingEncoder
 
@@ -69,20 +69,19 @@ def check_skip(config: SkipatConfig, num_blocks: int, what: str) -> None:
         )
 
 
-def check_attends(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
-    """Check that the prefix tokens of a tower can attend where the config says so.
+def check_kept(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
+    """Check that the MSAs of which a part is kept can be taken apart.
 
     Raises:
-        ValueError: The MSA of a block is of a kind that cannot be taken apart.
+        ValueError: One is of a kind that cannot.
     """
-    if family.num_prefix_tokens(tower) + family.num_suffix_tokens(tower) == 0:
-        return
-    for index in (index for index, phi in config.phi.items() if phi.prefix == "attend"):
+    special = family.num_prefix_tokens(tower) + family.num_suffix_tokens(tower)
+    for index, phi in config.phi.items():
         attention = family.block_list(tower)[index].get_submodule(family.attention)
-        if not family.attends(attention):
+        if (phi.pool or (phi.prefix == "attend" and special)) and not family.attends(attention):
             raise ValueError(
-                f"the prefix tokens of block {index} cannot attend, as its {type(attention).__name__} is of no kind "
-                "that is known: pass PhiConfig(prefix='mix'), or 'pass' as in the paper"
+                f"no part of the MSA of block {index} can be kept, as its {type(attention).__name__} is of no kind "
+                "that is known: pass PhiConfig(prefix='mix', pool=0), or PhiConfig.paper()"
             )
 
 
@@ -163,16 +162,19 @@ def forget_removed(tower: nn.Module) -> None:
     tower.__dict__[RECORD] = replace(tower.__dict__[RECORD], removed=None)
 
 
-def take_out(block: nn.Module, family: Family, stand_in: nn.Module) -> dict[str, nn.Module | None]:
+def take_out(
+    block: nn.Module, family: Family, stand_in: nn.Module, keep_norm: bool = False
+) -> dict[str, nn.Module | None]:
     """Take the MSA of a block out, with the norm before it and all that only it uses; returns them by slot.
 
     Args:
         block: Attended.
         family: Of its tower.
         stand_in: What takes the slot of the MSA.
+        keep_norm: Leave the norm where it is.
     """
     slots = {family.attention: stand_in, **dict.fromkeys(family.drop)}
-    if family.norm is not None:
+    if family.norm is not None and not keep_norm:
         slots[family.norm] = nn.Identity()
     removed = {slot: getattr(block, slot) for slot in slots}
     for slot, module in slots.items():
@@ -181,15 +183,16 @@ def take_out(block: nn.Module, family: Family, stand_in: nn.Module) -> dict[str,
 
 
 def _skip(block: nn.Module, family: Family, phi: Phi) -> dict[str, nn.Module | None]:
-    """Put Φ into a block and return what was taken out, by slot: nothing where prefix tokens attend."""
+    """Put Φ into a block and return what was taken out, by slot: nothing where a part of the MSA is kept."""
     removed: dict[str, nn.Module | None] = {}
-    if phi.attends:
+    if phi.attends or phi.pool:
         attention = block.get_submodule(family.attention)
-        graft(attention, PrefixAttention)
+        graft(attention, KeptAttention)
         attention.__dict__["skipat_family"] = family
-        _box_norm(block, family)
     else:
-        removed = take_out(block, family, SkippedAttention(family.returns_tuple))
+        removed = take_out(block, family, SkippedAttention(family.returns_tuple), keep_norm=phi.reads_x)
+    if phi.attends or phi.pool or phi.reads_x:
+        _box_norm(block, family)
     graft(block, SkippedBlock)
     save_memory(block, family.attention)
     block.phi = phi

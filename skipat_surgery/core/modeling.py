@@ -30,7 +30,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 from .auto_classes import PREFIX, auto_class_names, auto_map, auto_mappings, names_in
 from .card import model_card, write_card
 from .config import SkipatConfig
-from .cutting import apply_to_tower, check_attends, check_skip, records_of
+from .cutting import apply_to_tower, check_kept, check_skip, records_of
 from .finding import FAMILIES, find_tower
 from .grafting import Grafted, cached
 from .hub import PUSH_OPTIONS, push
@@ -57,7 +57,7 @@ class SkipatPreTrainedModel:
         config.auto_map = auto_map(self.stock_class)
         _, tower, family = find_tower(self)  # type: ignore[arg-type]
         check_skip(skipat, len(family.block_list(tower)), type(self).__name__)
-        check_attends(tower, family, skipat)
+        check_kept(tower, family, skipat)
         apply_to_tower(tower, family, skipat, keep_removed=False)
 
     @classmethod

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .cells import Cells
 from .config import PhiConfig
 from .depthwise import DepthwiseConv2d
 from .in_place import may_overwrite
@@ -41,10 +42,13 @@ class Phi(nn.Module):
 
     On the patch tokens, laid out as their H×W grid: FC, GELU, depthwise convolution, GELU, FC, ECA. On the prefix
     tokens: what `PhiConfig.prefix` says; where they attend, their Z is given. There is neither a norm nor
-    a residual inside Φ.
+    a residual inside Φ. With all that `PhiConfig` can add, for x = LN(X), C the means over cells and Cᵀ their copies,
+
+        Z_l = ECA(W_2 GELU(DwC(GELU(W_1 z + W_x x + Cᵀ W_c C x + b_1))) + b_2) + Cᵀ MSA(C x)
 
     A fresh Φ reuses Z: to 1 % at the scale of most models where the hidden width is at least the model's, else on the
-    random subspace that its width spans. Prefix tokens start by passing through.
+    random subspace that its width spans; with the MSA of cells, it starts from that alone. Prefix tokens start by
+    passing through.
 
     Args:
         dim: Width D of the model.
@@ -63,7 +67,10 @@ class Phi(nn.Module):
         self.num_prefix_tokens, self.num_suffix_tokens = num_prefix_tokens, num_suffix_tokens
         self.prefix = config.prefix
         hidden = max(1, round(dim * config.expansion))
+        self.pool, self.reads_x = config.pool, config.reads_x
         self.expand = nn.Linear(dim, hidden)
+        self.expand_x = nn.Linear(dim, hidden, bias=False) if config.reads_x else None
+        self.expand_cells = nn.Linear(dim, hidden, bias=False) if config.reads_x and config.pool else None
         self.depthwise = DepthwiseConv2d(hidden, config.kernel_size)
         self.reduce = nn.Linear(hidden, dim)
         self.eca = EfficientChannelAttention() if config.channel_attention else None
@@ -76,20 +83,23 @@ class Phi(nn.Module):
         dim, hidden = self.reduce.weight.shape
         encode = torch.empty(hidden, dim, device=self.expand.weight.device, dtype=torch.float32)
         nn.init.orthogonal_(encode)  # float32, since there is no QR in half precision
-        self.set_patch_map(FRESH_SCALE * encode, encode.T / FRESH_SCALE, torch.zeros_like(self.reduce.bias))
+        decode = encode.T * (0 if self.pool else 1 / FRESH_SCALE)
+        others = encode.new_zeros(hidden, dim * (self.num_inputs - 1))
+        self.set_patch_map(torch.cat([FRESH_SCALE * encode, others], dim=1), decode, torch.zeros_like(self.reduce.bias))
         if self.mix is not None:
             eye = torch.eye(dim, device=encode.device, dtype=encode.dtype)
             self.set_prefix_map(torch.cat([eye, torch.zeros_like(eye)], dim=1), torch.zeros_like(self.mix.bias))
 
     @torch.no_grad()
     def set_patch_map(self, encode: Tensor, decode: Tensor, bias: Tensor, shift: Tensor | None = None) -> None:
-        """Write the affine map ``decode @ (encode @ z + shift) + bias`` of the patch tokens into Φ.
+        """Write the affine map ``decode @ (encode @ inputs + shift) + bias`` of the patch tokens into Φ.
 
         Both GELUs are the identity on inputs well above zero, so the hidden units are shifted there by `LINEAR_SHIFT`
-        and back. That holds while ``encode @ z + shift`` is about unit scale.
+        and back. That holds while ``encode @ inputs + shift`` is about unit scale.
 
         Args:
-            encode: (h, D), with h at most the hidden width; further hidden units start at zero output.
+            encode: (h, k·D) for the k inputs of `patch_inputs`, with h at most the hidden width; further hidden units
+                start at zero output.
             decode: (D, h).
             bias: (D,).
             shift: (h,), zero when left out.
@@ -98,7 +108,9 @@ class Phi(nn.Module):
         if used > self.expand.out_features:
             raise ValueError(f"Φ has {self.expand.out_features} hidden units, the map needs {used}")
         gate = 1.0 if self.eca is None else 0.5
-        self.expand.weight[:used] = encode
+        expands = filter(None, (self.expand, self.expand_x, self.expand_cells))
+        for expand, part in zip(expands, encode.chunk(self.num_inputs, dim=1), strict=True):
+            expand.weight[:used] = part
         self.expand.bias[:used] = LINEAR_SHIFT if shift is None else LINEAR_SHIFT + shift
         self.depthwise.weight.zero_()
         middle = self.depthwise.kernel_size[0] // 2
@@ -118,16 +130,27 @@ class Phi(nn.Module):
         self.mix.weight.copy_(weight)
         self.mix.bias.copy_(bias)
 
-    def forward(self, z: Tensor, grid: tuple[int, int], rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        grid: tuple[int, int],
+        rows: Tensor | None = None,
+        x: Tensor | None = None,
+        cell_x: Tensor | None = None,
+        cell_z: Tensor | None = None,
+    ) -> Tensor:
         """Z of this block from Z of the block before.
 
         Args:
             z: (B, P + H·W + S, D).
             grid: (H, W), the patch grid.
             rows: (B, P + S, D), Z of the prefix and suffix tokens, where they attend.
+            x: (B, P + H·W + S, D), LN(X), where Φ reads it.
+            cell_x: (B, M, D), the means of its patches over M cells, where Φ has cells.
+            cell_z: (B, M, D), Z of the cells.
 
         Raises:
-            ValueError: The number of tokens does not fit the grid, or tokens that attend are not given.
+            ValueError: The number of tokens does not fit the grid, or something that Φ reads is not given.
         """
         prefix, patches, suffix = self.num_prefix_tokens, grid[0] * grid[1], self.num_suffix_tokens
         if z.shape[1] != prefix + patches + suffix:
@@ -138,14 +161,46 @@ class Phi(nn.Module):
             )
         if rows is None and self.attends:
             raise ValueError("the prefix tokens of this Φ attend: it must be given their rows of the MSA")
-        return self.map_tokens(z, grid, prefix, rows)
+        if (x is None and self.reads_x) or (self.pool and (cell_x is None or cell_z is None)):
+            raise ValueError("this Φ reads more than Z: it must be given x, and cell_x and cell_z where it has cells")
+        return self.map_tokens(z, grid, prefix, rows, x, cell_x, cell_z)
 
     @property
     def attends(self) -> bool:
         """Whether Z of the prefix and suffix tokens comes from the MSA of their block."""
         return self.prefix == "attend" and self.num_prefix_tokens + self.num_suffix_tokens > 0
 
-    def map_tokens(self, z: Tensor, grid: tuple[int, int], first: int, rows: Tensor | None = None) -> Tensor:
+    @property
+    def num_inputs(self) -> int:
+        """How many inputs `patch_inputs` has."""
+        return 1 + (self.expand_x is not None) + (self.expand_cells is not None)
+
+    def cells(self, grid: tuple[int, int]) -> Cells:
+        """The cells of a grid."""
+        return Cells(self.num_prefix_tokens, self.num_suffix_tokens, grid, self.pool)
+
+    def patch_inputs(self, grid: tuple[int, int], z: Tensor, x: Tensor | None, cell_x: Tensor | None) -> Tensor:
+        """What the hidden units read of the patches, (B, H·W, k·D): Z, LN(X), and its means over cells."""
+        parts, patches = [z], slice(self.num_prefix_tokens, self.num_prefix_tokens + grid[0] * grid[1])
+        if self.expand_x is not None:
+            assert x is not None
+            parts.append(x)
+        parts = [part[:, patches] for part in parts]
+        if self.expand_cells is not None:
+            assert cell_x is not None
+            parts.append(self.cells(grid).spread(cell_x))
+        return torch.cat(parts, dim=-1)
+
+    def map_tokens(
+        self,
+        z: Tensor,
+        grid: tuple[int, int],
+        first: int,
+        rows: Tensor | None = None,
+        x: Tensor | None = None,
+        cell_x: Tensor | None = None,
+        cell_z: Tensor | None = None,
+    ) -> Tensor:
         """Φ of tokens (B, N, D) whose patches start at `first`; every other token counts as a prefix token.
 
         Their Z is `rows`, where given; else what `PhiConfig.prefix` says.
@@ -156,13 +211,13 @@ class Phi(nn.Module):
         last = first + grid[0] * grid[1]
         others = z.shape[1] - (last - first)
         room = others > 0 and self.reduce.in_features < self.reduce.out_features
-        # All tokens go through the Linear, as a slice of Z would have to be copied, and Z may be wider than the hidden
-        # units. Then the patches are copied out: GELU and the convolution are slow on a slice.
-        out = self.checkpointed(self.convolve, self.expand(z)[:, first:last].contiguous(), grid)
+        out = self.checkpointed(self.convolve, self.hidden(z, grid, first, x, cell_x), grid)
         out = self.checkpointed(self.project, out, (first, z.shape[1] - last) if room else (0, 0))
         if self.eca is not None:
             gate = self.eca(out[:, first:last] if room else out)
             out = out.mul_(gate) if may_overwrite(self) else out * gate
+        if cell_z is not None:
+            (out[:, first:last] if room else out).add_(self.cells(grid).spread(cell_z))
         if others == 0:
             return out
         prefix = rows
@@ -173,6 +228,18 @@ class Phi(nn.Module):
         out[:, :first] = prefix[:, :first]
         out[:, last:] = prefix[:, first:]
         return out
+
+    def hidden(self, z: Tensor, grid: tuple[int, int], first: int, x: Tensor | None, cell_x: Tensor | None) -> Tensor:
+        """The hidden units of the patches, (B, H·W, h), before the first GELU."""
+        # All tokens go through the Linear, as a slice of Z would have to be copied, and Z may be wider than the hidden
+        # units. Then the patches are copied out: GELU and the convolution are slow on a slice.
+        hidden = self.expand(z)
+        if self.expand_x is not None:
+            hidden += self.expand_x(x)
+        hidden = hidden[:, first : first + grid[0] * grid[1]].contiguous()
+        if self.expand_cells is not None:
+            hidden += self.cells(grid).spread(self.expand_cells(cell_x))
+        return hidden
 
     def checkpointed(self, step: Callable[..., Tensor], *args: Any) -> Tensor:
         """Do a step; in training, where Φ is wider than the model, make its GELU again in the backward.

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .cells import Cells
+
 
 @dataclass(frozen=True)
 class Special:
@@ -72,7 +74,7 @@ def is_plain(linear: nn.Module) -> bool:
     return type(linear) is nn.Linear and type(linear.weight) in (Tensor, nn.Parameter) and not hooked
 
 
-def _no_bias(special: Special) -> list[Tensor]:
+def _no_bias(asking: Special | Cells) -> list[Tensor]:
     return []
 
 
@@ -95,7 +97,7 @@ class Projections:
         rotate: Rotary embedding of the keys (B, G, N, d) of all tokens, or None. It leaves special tokens alone.
         combine: From the attention weights (B, H, n, N), those that values are read with, fewer heads where maps are
             subtracted; None where they are the same.
-        bias: From the special tokens, what is added to the rows of their scores, each broadcast to (B, H, n, N).
+        bias: From the tokens that ask, what is added to the rows of their scores, each broadcast to (B, H, n, N).
             Booleans keep where True.
     """
 
@@ -110,6 +112,24 @@ class Projections:
     dropout: float
     norm_query: Callable[[Tensor], Tensor] | None = None
     norm_key: Callable[[Tensor], Tensor] | None = None
-    rotate: Callable[[Tensor], Tensor] | None = None
+    rotate: Callable[[Tensor, Cells | None], Tensor] | None = None
     combine: Callable[[Tensor], Tensor] | None = None
-    bias: Callable[[Special], list[Tensor]] = _no_bias
+    bias: Callable[[Special | Cells], list[Tensor]] = _no_bias
+
+
+def heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, n, H·d) to (B, H, n, d)."""
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+def shared(x: Tensor, groups: int, num_heads: int, dim: int) -> Tensor:
+    """A dimension of G·d as one of H, each of G groups standing for the H/G heads that share it, and one of d."""
+    return x.unflatten(dim, (groups, -1)).repeat_interleave(num_heads // groups, dim=dim)
+
+
+def attention_weights(scores: Tensor, biases: list[Tensor], dropout: float) -> Tensor:
+    """The softmax of scores (B, H, n, N), made in float32 at least, as hosts do."""
+    for bias in biases:
+        scores = scores.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else scores + bias
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+    return F.dropout(weights, dropout) if dropout else weights

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .cells import Cells
 from .projections import Projection, Projections, Special
 
 READ = ("Attention", "AttentionRope", "DiffAttention", "EvaAttention", "RelPosAttention")
@@ -84,8 +85,11 @@ def _output(attention: Any, context: Tensor, asking: Tensor) -> Tensor:
     return attention.proj_drop(attention.proj(context))
 
 
-def _rotate(attention: Any, rope: Tensor, key: Tensor) -> Tensor:
-    """Rotary keys (B, G, N, d) of all but the first tokens."""
+def _rotate(attention: Any, rope: Tensor, key: Tensor, cells: Cells | None) -> Tensor:
+    """Rotary keys (B, G, N, d) of all but the first tokens, patches or cells."""
+    if cells is not None:
+        sin, cos = rope.chunk(2, dim=-1)
+        rope = torch.cat(cells.rotation(sin, cos), dim=-1)
     first = attention.num_prefix_tokens
     apply = sys.modules[type(attention).__module__].apply_rot_embed_cat
     half = getattr(attention, "rotate_half", False)
@@ -93,30 +97,29 @@ def _rotate(attention: Any, rope: Tensor, key: Tensor) -> Tensor:
 
 
 def _bias(
-    attention: Any, shared: Tensor | None, mask: Tensor | None, is_causal: bool, count: int, special: Special
+    attention: Any, shared: Tensor | None, mask: Tensor | None, is_causal: bool, count: int, asking: Special | Cells
 ) -> list[Tensor]:
-    """The special tokens' rows of masks and relative position biases."""
-    biases = [special.of(mask, dim=-2)] if mask is not None else []
+    """The rows of masks and relative position biases that belong to the tokens that ask."""
+    biases = [asking.of(mask, dim=-2)] if mask is not None else []
     if is_causal:
-        biases.append(torch.ones(special.prefix, count, dtype=torch.bool, device=_device(attention)).tril())
-    own = _relative_position_rows(attention, special)
+        biases.append(asking.of(torch.ones(count, count, dtype=torch.bool, device=_device(attention)).tril(), dim=-2))
+    own = _relative_position_bias(attention, count)
     # BEiT adds what its blocks share to its own; the other kind has one or the other.
     if shared is not None and (own is None or hasattr(attention, "relative_position_bias_table")):
-        biases.append(special.of(shared, dim=-2))
-    return biases if own is None else [*biases, own]
+        biases.append(asking.of(shared, dim=-2))
+    return biases if own is None else [*biases, asking.of(own, dim=-2)]
 
 
 def _device(attention: nn.Module) -> torch.device:
     return next(attention.parameters()).device
 
 
-def _relative_position_rows(attention: Any, special: Special) -> Tensor | None:
-    """The special tokens' rows (H, P, N) of an MSA's own relative position bias."""
+def _relative_position_bias(attention: Any, count: int) -> Tensor | None:
+    """An MSA's own relative position bias (H, N, N)."""
     owner = attention if hasattr(attention, "relative_position_bias_table") else getattr(attention, "rel_pos", None)
     if owner is None:
         return None
     table = getattr(owner, "relative_position_bias_table", None)
     if table is not None:
-        side = owner.window_size[0] * owner.window_size[1] + special.prefix
-        return table[owner.relative_position_index.view(side, side)[: special.prefix]].permute(2, 0, 1)
-    return None if owner is attention else special.of(owner.get_bias(), dim=-2)
+        return table[owner.relative_position_index.view(count, count)].permute(2, 0, 1)
+    return None if owner is attention else owner.get_bias()

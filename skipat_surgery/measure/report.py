@@ -178,7 +178,9 @@ def _report_tower(path: str, tower: nn.Module, record: Record) -> TowerReport:
 def describe(phi: PhiConfig) -> str:
     """A Φ in a few words."""
     eca = ", ECA" if phi.channel_attention else ""
-    return f"expansion {phi.expansion:g}, {phi.kernel_size}×{phi.kernel_size}{eca}, prefix {phi.prefix}"
+    cells = f", MSA of {phi.pool}×{phi.pool} cells" if phi.pool else ""
+    reads = ", reads LN(X)" if phi.reads_x else ""
+    return f"expansion {phi.expansion:g}, {phi.kernel_size}×{phi.kernel_size}{eca}, prefix {phi.prefix}{cells}{reads}"
 
 
 def change(before: int, after: int) -> str:

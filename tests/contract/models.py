@@ -41,6 +41,12 @@ def phi_weights(case: Case, cut: nn.Module) -> dict[int, dict[str, Tensor]]:
     return {i: reference.phi_weights(block) for i, block in blocks.items() if hasattr(block, "phi")}
 
 
+def pools(case: Case, cut: nn.Module) -> dict[int, int]:
+    """The sides of the cells over which the MSA of skipped blocks still runs."""
+    blocks = {i: cut.get_submodule(case.msa.format(i).rpartition(".")[0]) for i in range(DEPTH)}
+    return {i: block.phi.pool for i, block in blocks.items() if hasattr(block, "phi") and block.phi.pool}
+
+
 def attending(case: Case, cut: nn.Module) -> set[int]:
     """The skipped blocks whose prefix and suffix tokens attend."""
     blocks = {i: cut.get_submodule(case.msa.format(i).rpartition(".")[0]) for i in range(DEPTH)}
@@ -52,8 +58,8 @@ def equations(
 ) -> AbstractContextManager[nn.Module]:
     """The stock model, computing what the cut one should."""
     weights = weights or phi_weights(case, cut)
-    grid, attends = case.grid(images), attending(case, cut)
-    return reference.paper_equations(stock, case.msa, DEPTH, weights, grid, case.prefix, case.suffix, attends)
+    grid, attends, cells = case.grid(images), attending(case, cut), pools(case, cut)
+    return reference.paper_equations(stock, case.msa, DEPTH, weights, grid, case.prefix, case.suffix, attends, cells)
 
 
 def unless_the_stock_model_fails_too(case: Case, check: Callable[[nn.Module], Any]) -> None:

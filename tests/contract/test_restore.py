@@ -40,7 +40,7 @@ def test_restore_is_bit_exact(case: Case) -> None:
 
 def test_dropped_weights_are_gone_and_all_the_rest_keeps_its_name(case: Case) -> None:
     stock = case.model()
-    cut = skipat_surgery.apply(copy.deepcopy(stock), [2, 3], PhiConfig(prefix="mix"))
+    cut = skipat_surgery.apply(copy.deepcopy(stock), [2, 3], PhiConfig.paper())
     kept = {name for name in cut.state_dict() if ".phi." not in name}
     gone = set(stock.state_dict()) - kept
     blocks = [case.msa.format(index).rpartition(".")[0] for index in (2, 3)]
@@ -50,11 +50,10 @@ def test_dropped_weights_are_gone_and_all_the_rest_keeps_its_name(case: Case) ->
     assert not any(name.startswith((f"{block}.mlp", f"{block}.ffn")) for name in gone for block in blocks)
 
 
-def test_where_prefix_tokens_attend_every_weight_stays(case: Case) -> None:
-    if case.prefix + case.suffix == 0:
-        pytest.skip("this model has no prefix tokens")
+def test_where_a_part_of_the_msa_is_kept_every_weight_stays(case: Case) -> None:
     stock = case.model()
-    cut = skipat_surgery.apply(copy.deepcopy(stock), [2, 3], PhiConfig(prefix="attend"))
+    phis = {2: PhiConfig(prefix="pass"), 3: PhiConfig(pool=0 if case.prefix + case.suffix else 2)}
+    cut = skipat_surgery.apply(copy.deepcopy(stock), phis)
     kept = {name: weight for name, weight in cut.state_dict().items() if ".phi." not in name}
     assert_same(kept, dict(stock.state_dict()), atol=0, rtol=0)
 

@@ -1,0 +1,119 @@
+"""Second moments of inputs and targets, and the ridge regression that they hold all of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# The patches of an image that enter a fit, drawn anew for each batch. Neighbours are alike: more would cost time only.
+SAMPLED = 64
+# A variance this far below the mean one is rounding.
+CONSTANT = 1e-12
+
+
+class Moments:
+    """First and second moments of inputs x (n, D_x) and targets y (n, D_y).
+
+    The products of a batch are made in its own precision, float32 at least, and added up in float64.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0.0
+        self.x: Tensor | Any = 0.0
+        self.y: Tensor | Any = 0.0
+        self.xx: Tensor | Any = 0.0
+        self.xy: Tensor | Any = 0.0
+        self.yy: Tensor | Any = 0.0
+
+    def add(self, x: Tensor, y: Tensor, weight: float = 1.0) -> None:
+        """Add the rows of one batch, each as if it were there `weight` times."""
+        precision = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+        x, y = x.to(precision), y.to(precision)
+        self.count += weight * x.shape[0]
+        self.x += weight * x.sum(dim=0).double()
+        self.y += weight * y.sum(dim=0).double()
+        with torch.autocast(x.device.type, enabled=False):
+            self.xx += weight * (x.T @ x).double()
+            self.xy += weight * (x.T @ y).double()
+        self.yy += weight * y.square().sum(dim=0).double()
+
+    @property
+    def mean_x(self) -> Tensor:
+        """(D_x,)."""
+        return self.x / self.count
+
+    @property
+    def mean_y(self) -> Tensor:
+        """(D_y,)."""
+        return self.y / self.count
+
+    @property
+    def cov_x(self) -> Tensor:
+        """(D_x, D_x)."""
+        return self.xx / self.count - torch.outer(self.mean_x, self.mean_x)
+
+    @property
+    def cov_xy(self) -> Tensor:
+        """(D_x, D_y)."""
+        return self.xy / self.count - torch.outer(self.mean_x, self.mean_y)
+
+    @property
+    def var_y(self) -> Tensor:
+        """The total variance of y."""
+        return (self.yy / self.count - self.mean_y.square()).sum()
+
+    def damped(self, ridge: float, alike: bool = True) -> Tensor:
+        """The covariance of x with something added to each variance.
+
+        Args:
+            ridge: As a fraction.
+            alike: Of each variance itself, so that inputs of any scale count alike; else of the mean one, so that what
+                hardly varies is hardly fitted.
+
+        Raises:
+            ValueError: The inputs do not vary, or are not finite.
+        """
+        cov = self.cov_x
+        variances = cov.diagonal()
+        if not bool(variances.mean() > CONSTANT * (self.xx.diagonal() / self.count).mean()):
+            raise ValueError(
+                f"the images leave a fit of {len(variances)} unknowns singular (Z alike, constant or not finite): give "
+                f"more that differ, at least {len(variances) + 1} tokens"
+            )
+        mean = float(variances.mean())
+        return cov + ridge * torch.diag(variances.clamp(min=1e-6 * mean) if alike else torch.full_like(variances, mean))
+
+    def ridge_regression(self, ridge: float, alike: bool = True) -> Tensor:
+        """The weight (D_y, D_x) of the ridge regression.
+
+        Raises:
+            ValueError: The inputs do not span their space, so that many weights fit equally well.
+        """
+        factor, info = torch.linalg.cholesky_ex(self.damped(ridge, alike))
+        if int(info):
+            raise ValueError(
+                f"the images leave the fit of {factor.shape[0]} unknowns singular: give more that differ, or a larger "
+                f"ridge than {ridge:g}"
+            )
+        return torch.cholesky_solve(self.cov_xy, factor).T
+
+    def bias(self, weight: Tensor) -> Tensor:
+        """The bias (D_y,) that goes with a weight."""
+        return self.mean_y - weight @ self.mean_x
+
+    def error(self, weight: Tensor) -> float:
+        """The squared error of a weight, with its best bias, over the variance of y."""
+        residual = self.var_y - 2 * (weight * self.cov_xy.T).sum() + ((weight @ self.cov_x) * weight).sum()
+        return float(residual / self.var_y)
+
+
+def sampled(number: int, *tokens: Tensor) -> list[Tensor]:
+    """The same patches of each (B, N, D), as rows (B·n, D): all of them, or a sample that the batch's number draws."""
+    count = tokens[0].shape[1]
+    if count > SAMPLED:
+        draw = torch.Generator().manual_seed(number)
+        kept = torch.randperm(count, generator=draw)[:SAMPLED].to(tokens[0].device)
+        return [each[:, kept].flatten(0, 1) for each in tokens]
+    return [each.flatten(0, 1) for each in tokens]

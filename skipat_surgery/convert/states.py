@@ -1,0 +1,193 @@
+"""Hidden states kept between the blocks, so that a pass over the blocks runs each of them once, and alone.
+
+Fitting block after block would else take a forward of the whole model for each. What lies around the blocks is read off
+one forward: the further arguments of each block, and what a host adds between two of them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.carrying import Box, carried_or_none, carry
+from ..core.family import Grid
+from ..tower import Tower
+
+# States beyond this many bytes lie in a file that is mapped into memory.
+ROOM = 4 * 2**30
+
+
+class Seen(Exception):
+    """Ends a forward once what was asked for has been seen."""
+
+
+@dataclass
+class State:
+    """What a block is given: X (B, N, D) and, in a cut model, the Z before it and the patch grid."""
+
+    x: Tensor
+    z: Tensor | None = None
+    grid: Grid | None = None
+
+
+@dataclass
+class _Call:
+    """How the host calls a block: all arguments but X, Z and the grid, and what it adds to X before, (1, N, D)."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    added: Tensor | None
+
+
+@dataclass
+class _Host:
+    """The calls of all blocks, for images of one size."""
+
+    batch_size: int
+    calls: dict[int, _Call] = field(default_factory=dict)
+
+
+class Walk:
+    """A model's hidden states before one block, batch by batch, moved on block by block.
+
+    Args:
+        tower: Of the model.
+        first: The block to start before.
+    """
+
+    def __init__(self, tower: Tower, first: int) -> None:
+        self.tower, self.index = tower, first
+        self.hosts: dict[tuple[int, ...], _Host] = {}
+        self.states: list[State] = []
+        self.sizes: list[tuple[int, ...]] = []
+        self._store = _Store()
+
+    def start(self, pixels: Tensor) -> None:
+        """Add a batch of images (B, C, H, W)."""
+        pixels = pixels.to(next(self.tower.module.parameters()).device)
+        self.states.append(self._store.keep(self._run_to_the_first_block(pixels)))
+        self.sizes.append(pixels.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return sum(state.x.shape[0] for state in self.states)
+
+    def run(self, number: int) -> State:
+        """Run the block on one batch; what the next one is given."""
+        state, host = self.states[number], self.hosts[self.sizes[number]]
+        call = host.calls[self.index]
+        x = state.x.view_as(state.x)
+        if state.grid is not None:
+            carry(x, state.grid, state.z)
+        args, kwargs = _fitted((call.args, call.kwargs), host.batch_size, x.shape[0])
+        out = self.tower.blocks[self.index](x, *args, **kwargs)
+        out = out[0] if isinstance(out, tuple) else out
+        grid, z = carried_or_none(out) or (None, None)
+        following = host.calls.get(self.index + 1)
+        return State(out if following is None or following.added is None else out + following.added, z, grid)
+
+    def move_on(self, states: Iterable[State] | None = None) -> None:
+        """Go on to the next block, with what `run` gave for every batch; where that is left out, it is run."""
+        for number, state in enumerate(map(self.run, range(len(self))) if states is None else states):
+            self.states[number] = self._store.keep(state, self.states[number])
+        self.index += 1
+
+    def _run_to_the_first_block(self, pixels: Tensor) -> State:
+        """Run the model to the block; for the first images of a size to its end, to see all calls."""
+        known = pixels.shape[1:] in self.hosts
+        found: list[State] = []
+        outputs: dict[int, Tensor] = {}
+        host = self.hosts.setdefault(pixels.shape[1:], _Host(len(pixels)))
+
+        def before(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            state, call = _parted(args, kwargs)
+            if index == self.index:
+                found.append(state)
+                if known:
+                    raise Seen
+            last = outputs.pop(index - 1, None)
+            if last is not None and last is not state.x and not torch.equal(last, state.x):
+                call.added = (state.x - last)[:1]
+            host.calls[index] = call
+
+        def after(index: int, output: Any) -> None:
+            outputs[index] = output[0] if isinstance(output, tuple) else output
+
+        with ExitStack() as hooks:
+            for index, block in list(enumerate(self.tower.blocks))[self.index :]:
+                hooks.callback(_before(block, before, index).remove)
+                if not known:
+                    hooks.callback(_after(block, after, index).remove)
+            try:
+                self.tower.module(pixels)
+            except Seen:
+                pass
+        return found[0]
+
+
+def _before(block: nn.Module, see: Any, index: int) -> Any:
+    return block.register_forward_pre_hook(lambda module, args, kwargs: see(index, args, kwargs), with_kwargs=True)
+
+
+def _after(block: nn.Module, see: Any, index: int) -> Any:
+    return block.register_forward_hook(lambda module, args, output: see(index, output))
+
+
+def _parted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[State, _Call]:
+    """The state among what a block's forward is given, and the rest."""
+    x = args[0] if args else kwargs["hidden_states"]
+    rest = args[1:]
+    kwargs = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+    grid, z = carried_or_none(x) or (None, None)
+    if z is not None or (rest and isinstance(rest[0], Box)):  # a skipped block, whose forward is given Z and the grid
+        z = rest[0].z if isinstance(rest[0], Box) else z
+        rest = rest[2:]
+    return State(x, z, grid), _Call(rest, kwargs, None)
+
+
+def _fitted(value: Any, given: int, size: int) -> Any:
+    """The arguments of a batch of `given` images for one of `size`: masks (B, H, N, N) may be one for each image."""
+    if isinstance(value, Tensor):
+        return value[:size] if value.ndim == 4 and value.shape[0] == given > 1 else value
+    if isinstance(value, tuple):
+        return tuple(_fitted(part, given, size) for part in value)
+    if isinstance(value, dict):
+        return {name: _fitted(part, given, size) for name, part in value.items()}
+    return value
+
+
+class _Store:
+    """Keeps states in memory while there is room, then in a file."""
+
+    def __init__(self) -> None:
+        self.used = 0
+        self.folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def keep(self, state: State, instead_of: State | None = None) -> State:
+        """The state, in the place of an older one where there is one."""
+        old = instead_of or State(torch.empty(0))
+        z = None if state.z is None else self._keep(state.z, old.z)
+        return State(self._keep(state.x, old.x), z, state.grid)
+
+    def _keep(self, tensor: Tensor, old: Tensor | None) -> Tensor:
+        if old is not None and old.shape == tensor.shape:
+            return old.copy_(tensor)
+        self.used += tensor.nbytes
+        if tensor.device.type != "cpu" or self.used <= ROOM:
+            return tensor.clone()
+        if self.folder is None:
+            self.folder = tempfile.TemporaryDirectory(prefix="skipat_surgery_")
+        path = Path(self.folder.name) / f"{self.used}.bin"
+        size = tensor.numel()
+        return torch.from_file(str(path), shared=True, size=size, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)

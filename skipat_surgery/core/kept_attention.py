@@ -1,0 +1,33 @@
+"""The MSA of a skipped block that is kept in part: for its prefix tokens, or at a lower resolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .carrying import box_of, first_argument
+from .cell_attention import attend_cells
+from .family import Family
+from .grafting import Grafted
+from .prefix_attention import attend
+from .projections import Special
+
+
+class KeptAttention(Grafted):
+    """Stays in its slot, with its weights under their own names, and gives Φ what that reads beside Z."""
+
+    skipat_family: Family
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        h = first_argument(args, kwargs)
+        box, family, training = box_of(h), self.skipat_family, self.training  # type: ignore[attr-defined]
+        msa, phi = family.projections(self, *args, **kwargs), box.phi
+        given: dict[str, Any] = {"x": h} if phi.reads_x else {}
+        if phi.attends:
+            given["rows"] = attend(msa, h, Special(phi.num_prefix_tokens, phi.num_suffix_tokens), training)
+        if phi.pool:
+            cells = phi.cells(box.grid)
+            tokens = cells.of(h)
+            given["cell_x"] = tokens[:, cells.prefix + cells.suffix :]
+            given["cell_z"] = attend_cells(msa, tokens, cells, training)
+        box.z = phi(box.empty(), box.grid, **given)
+        return (box.z, None) if family.returns_tuple else box.z
