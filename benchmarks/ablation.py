@@ -75,7 +75,7 @@ class Row:
 
 
 # Spelt out, so that the table does not move with the defaults that it decides.
-PHI = PhiConfig(expansion=0.5, kernel_size=5, channel_attention=True, prefix="mix")
+PHI = PhiConfig(expansion=0.5, kernel_size=5, channel_attention=True, prefix="mix", pool=0, reads_x=False)
 BASE = Row(PHI)
 ROWS = {
     "Z = 0": replace(BASE, solve=False, zero=True, training=None),
@@ -91,7 +91,14 @@ ROWS = {
     "expansion 0.25": replace(BASE, phi=replace(PHI, expansion=0.25)),
     "expansion 0.125": replace(BASE, phi=replace(PHI, expansion=0.125)),
     "expansion 0.25 and kernel 3": replace(BASE, phi=replace(PHI, expansion=0.25, kernel_size=3)),
-    "expansion 0.25 and kernel 3 without ECA": replace(BASE, phi=PhiConfig(expansion=0.25, kernel_size=3)),
+    "expansion 0.25 and kernel 3 without ECA": replace(
+        BASE, phi=replace(PHI, expansion=0.25, kernel_size=3, channel_attention=False)
+    ),
+    "reads LN(X)": replace(BASE, phi=replace(PHI, reads_x=True)),
+    "prefix attend": replace(BASE, phi=replace(PHI, prefix="attend")),
+    "prefix attend, MSA of 2×2 cells, reads LN(X)": replace(
+        BASE, phi=replace(PHI, prefix="attend", pool=2, reads_x=True)
+    ),
     "kernel 3": replace(BASE, phi=replace(PHI, kernel_size=3)),
     "kernel 7": replace(BASE, phi=replace(PHI, kernel_size=7)),
     "without ECA": replace(BASE, phi=replace(PHI, channel_attention=False)),

@@ -104,7 +104,7 @@ def at_cells(msa: nn.Module, args: tuple, kwargs: dict, mean: Tensor, prefix: in
     others = {name: moved(value) for name, value in kwargs.items() if name != "hidden_states"}
     with ExitStack() as undo:
         for owner, name in ((msa, "_get_rel_pos_bias"), (getattr(msa, "rel_pos", None), "get_bias")):
-            if hasattr(owner, name):
+            if hasattr(owner, name) and getattr(owner, "relative_position_bias_table", owner) is not None:
                 bias = moved(getattr(owner, name)())
                 setattr(owner, name, lambda bias=bias: bias)
                 undo.callback(delattr, owner, name)

@@ -162,7 +162,7 @@ def test_distill_equals_a_loop_of_its_pieces(vit):
             optimizer.zero_grad()
             schedule.step()
         losses.append(loss.item())
-    result = skipat_surgery.distill(start, vit, batches, steps=3, warmup_steps=0, progress=False)
+    result = skipat_surgery.distill(start, vit, batches, steps=3, warmup_steps=0, rate_scale=1.0, progress=False)
     assert result.losses == pytest.approx(losses, rel=1e-6)
     for (name, found), expected in zip(start.named_parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5, msg=name)

@@ -45,6 +45,7 @@ SHORT = {
     "eval_images": 64,
     "checkpoint_steps": 2,
     "log_steps": 2,
+    "rate_scale": 1.0,
 }
 
 

@@ -44,6 +44,9 @@ class Arguments:
     expansions: str = option("0.25,0.5", "Widths of Φ; 'paper' is the paper's Φ.")
     kernel_size: int = option(PhiConfig.kernel_size, "Kernel of Φ's depthwise convolution.")
     channel_attention: bool = option(PhiConfig.channel_attention, "Whether Φ has ECA.")
+    prefix: str = option(PhiConfig.prefix, "What becomes of prefix tokens: attend, mix or pass.")
+    pool: int = option(PhiConfig.pool, "Side of the cells over which the block's own MSA still runs; 0 for none.")
+    reads_x: bool = option(PhiConfig.reads_x, "Whether Φ reads LN(X) beside the Z of the block before.")
     compile: bool = option(False, "Measure the compiled models as well.")
     memory: bool = option(True, "Measure peak memory.")
     keep_freed_memory: bool = option(
@@ -64,7 +67,12 @@ class Arguments:
                 found["cut, the paper's Φ"] = PhiConfig.paper()
             else:
                 phi = PhiConfig(
-                    expansion=float(width), kernel_size=self.kernel_size, channel_attention=self.channel_attention
+                    expansion=float(width),
+                    kernel_size=self.kernel_size,
+                    channel_attention=self.channel_attention,
+                    prefix=self.prefix,
+                    pool=self.pool,
+                    reads_x=self.reads_x,
                 )
                 found[f"cut, expansion {phi.expansion:g}"] = phi
         return found

@@ -70,7 +70,10 @@ class Arguments:
     kernel_size: int = option(PhiConfig.kernel_size, "Side of Φ's depthwise convolution, odd.")
     channel_attention: bool = option(PhiConfig.channel_attention, "Whether Φ has ECA.")
     prefix: str = option(PhiConfig.prefix, "What becomes of prefix tokens: attend, mix or pass.")
+    pool: int = option(PhiConfig.pool, "Side of the cells over which the block's own MSA still runs; 0 for none.")
+    reads_x: bool = option(PhiConfig.reads_x, "Whether Φ reads LN(X) beside the Z of the block before.")
     solve_images: int = option(4096, "Images for the closed-form start of Φ; 0 leaves Φ reusing Z.")
+    refit_images: int = option(0, "Images for the closed-form refit of the blocks' last maps; 0 leaves it out.")
     align_steps: int = option(
         0, "Batches for the layerwise training of Φ, between solving and distilling; 0 leaves it out."
     )
@@ -139,6 +142,8 @@ class Recipe:
             kernel_size=args.kernel_size,
             channel_attention=args.channel_attention,
             prefix=args.prefix,
+            pool=args.pool,
+            reads_x=args.reads_x,
         )
         self.host = load_model(args.model, self.accelerator, self.output)
         self.original = self.host.model.to(self.accelerator.device)
@@ -213,6 +218,9 @@ class Recipe:
         if found:
             self.accelerator.load_state(str(found[-1]))
             self.console.print(f"Resuming from {found[-1]}, step {self.progress.step}")
+        elif self.config.max_steps:
+            scale = training.choose_rates(training.loader(self.train_items, self.collate))
+            self.console.print(f"Rates: {scale:g} times the settings'")
         if self.config.max_steps:
             training.fit(
                 training.loader(self.train_items, self.collate),
@@ -232,6 +240,9 @@ class Recipe:
         if self.args.solve_images:
             chosen = unlabelled(self.host, self.data, self.args.solve_images, config.batch_size, config.seed)
             self.stage("solved", lambda: skipat_surgery.solve(self.student, self.original, chosen))
+        if self.args.refit_images:
+            chosen = unlabelled(self.host, self.data, self.args.refit_images, config.batch_size, config.seed)
+            self.stage("refitted", lambda: skipat_surgery.refit(self.student, self.original, chosen))
         if self.args.align_steps:
             count = self.args.align_steps * config.batch_size
             batches = unlabelled(self.host, self.data, count, config.batch_size, config.seed)

@@ -19,6 +19,7 @@ from ..tower import check_pair
 from .align import repeated
 from .losses import LossWeights, distances, distillation_loss, label_loss
 from .optimizers import LEARNING_RATE, MUON_LEARNING_RATE, WEIGHT_DECAY, freeze_untouched, optimizers
+from .rates import STEPS, probe
 from .sharing import front, outputs_of_both
 
 
@@ -28,9 +29,11 @@ class DistillResult(Result):
 
     Args:
         losses: The loss of each step.
+        rate_scale: What both rates were multiplied by.
     """
 
     losses: tuple[float, ...]
+    rate_scale: float
 
     def table(self) -> Table:
         """The loss at the start, half-way and at the end."""
@@ -49,6 +52,7 @@ def distill(
     weights: LossWeights | None = None,
     learning_rate: float = LEARNING_RATE,
     muon_learning_rate: float = MUON_LEARNING_RATE,
+    rate_scale: float | None = None,
     weight_decay: float = WEIGHT_DECAY,
     warmup_steps: int | None = None,
     max_grad_norm: float = 1.0,
@@ -69,6 +73,8 @@ def distill(
         weights: What each term of the loss counts; ``LossWeights()`` when left out.
         learning_rate: Peak rate of AdamW; a cosine to zero follows the warm-up.
         muon_learning_rate: Peak rate of Muon; 0 leaves all to AdamW.
+        rate_scale: Both rates are multiplied by it. When left out, it is the largest at which the first steps do not
+            lose what the start has, found by a short probe (`rates.probe`).
         weight_decay: Decoupled, of all matrices.
         warmup_steps: Steps to warm up; a thirteenth of `steps` when left out.
         max_grad_norm: Gradients are clipped to this norm.
@@ -91,10 +97,20 @@ def distill(
     modes = {module: module.training for model in (student, teacher) for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in student.parameters()}
     freeze_untouched(student)
-    rates = {"learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate, "weight_decay": weight_decay}
-    chosen = optimizers(student, **rates)
+
+    def make(scale: float) -> list[torch.optim.Optimizer]:
+        rates = {"learning_rate": scale * learning_rate, "muon_learning_rate": scale * muon_learning_rate}
+        return optimizers(student, weight_decay=weight_decay, **rates)
+
+    def loss_of(batch: Any) -> Tensor:
+        images, labels = pixels_of(batch).to(device), labels_of(batch) if weights.labels else None
+        found, expected = outputs_of_both((student, towers[0]), (teacher, towers[1]), images, states, share=True)
+        terms = distances(found, expected, towers[0].num_special_tokens, weights.temperature)
+        if weights.labels:
+            terms["labels"] = _label_term(found.logits, labels)
+        return distillation_loss(terms, weights)
+
     warmup = steps // 13 if warmup_steps is None else warmup_steps
-    schedules = [get_cosine_schedule_with_warmup(optimizer, warmup, steps) for optimizer in chosen]
     losses: list[float] = []
     device = next(student.parameters()).device
     bar = tqdm(repeated(batches, steps), total=steps, desc="Distilling", unit="step", disable=not progress)
@@ -103,13 +119,12 @@ def distill(
         teacher.eval()
         for block in front(towers[0]):
             block.eval()
+        if rate_scale is None:
+            rate_scale = probe(student, loss_of, make, list(repeated(batches, STEPS + 1)), max_grad_norm)
+        chosen = make(rate_scale)
+        schedules = [get_cosine_schedule_with_warmup(optimizer, warmup, steps) for optimizer in chosen]
         for batch in bar:
-            images, labels = pixels_of(batch).to(device), labels_of(batch) if weights.labels else None
-            found, expected = outputs_of_both((student, towers[0]), (teacher, towers[1]), images, states, share=True)
-            terms = distances(found, expected, towers[0].num_special_tokens, weights.temperature)
-            if weights.labels:
-                terms["labels"] = _label_term(found.logits, labels)
-            loss = distillation_loss(terms, weights)
+            loss = loss_of(batch)
             if not math.isfinite(float(loss.detach())):
                 raise FloatingPointError(
                     f"the loss is {float(loss.detach())} at step {len(losses) + 1}: lower the rates"
@@ -129,7 +144,7 @@ def distill(
             parameter.requires_grad_(trained)
             parameter.grad = None
         torch.clear_autocast_cache()
-    return DistillResult(tuple(losses))
+    return DistillResult(tuple(losses), rate_scale)
 
 
 def _label_term(logits: Tensor | None, labels: Tensor | None) -> Tensor:

@@ -25,6 +25,9 @@ class TrainingConfig:
     muon_learning_rate: float = option(
         MUON_LEARNING_RATE, "Peak rate of Muon on the blocks' matrices; 0 leaves all to AdamW."
     )
+    rate_scale: float | None = option(
+        None, "Both rates are multiplied by it; when left out, a short probe finds the largest that loses nothing."
+    )
     weight_decay: float = option(WEIGHT_DECAY, "Decoupled weight decay of all matrices.")
     warmup_steps: int = option(15, "Steps to warm up; a cosine to zero follows.")
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
@@ -68,6 +71,8 @@ class TrainingConfig:
         for name in ("muon_learning_rate", "weight_decay", "mixup", "warmup_steps", "block_weight", "label_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.rate_scale is not None and self.rate_scale <= 0:
+            raise ValueError(f"rate_scale must be positive, got {self.rate_scale}")
         if self.label_weight and self.mixup:
             raise ValueError("mixup leaves an image without a label of its own: set label_weight or mixup to 0")
         if not 0 <= self.ema_decay < 1 or not 0 < self.min_crop_scale <= 1:

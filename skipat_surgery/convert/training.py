@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ..observing import Outputs
 from ..tower import Tower
 from .losses import distances, distillation_loss, label_loss, mixup
 from .optimizers import optimizers
+from .rates import STEPS, probe
 from .settings import TrainingConfig
 from .sharing import front, outputs_of_both
 from .stream import Stream
@@ -54,13 +56,7 @@ class Training:
         self.tower, self.teacher_tower = Tower.of(student), Tower.of(teacher)
         average = get_ema_multi_avg_fn(config.ema_decay)
         self.ema = AveragedModel(student, multi_avg_fn=average) if config.ema_decay else None
-        chosen = optimizers(
-            student,
-            learning_rate=config.learning_rate,
-            muon_learning_rate=config.muon_learning_rate,
-            weight_decay=config.weight_decay,
-        )
-        prepared = accelerator.prepare(student, *chosen)
+        prepared = accelerator.prepare(student, *self._optimizers(1.0))
         self.student, self.optimizers = prepared[0], prepared[1:]
         self.schedules = [
             get_cosine_schedule_with_warmup(optimizer.optimizer, config.warmup_steps, config.max_steps)
@@ -68,6 +64,36 @@ class Training:
         ]
         for item in (progress, *self.schedules, *filter(None, [self.ema])):
             accelerator.register_for_checkpointing(item)
+
+    def _optimizers(self, scale: float) -> list[torch.optim.Optimizer]:
+        config = self.config
+        return optimizers(
+            self.plain,
+            learning_rate=scale * config.learning_rate,
+            muon_learning_rate=scale * config.muon_learning_rate,
+            weight_decay=config.weight_decay,
+        )
+
+    def choose_rates(self, loader: DataLoader) -> float:
+        """Scale the rates of a run that has not begun, as the config says or as the first steps of a trial suggest.
+
+        Args:
+            loader: What `loader` gave. Each process tries on its share, and the smallest scale is taken.
+        """
+        scale = self.config.rate_scale
+        if scale is None:
+            self._train_mode()
+            batches = list(islice(loader, STEPS + 1))
+            found = probe(self.plain, self._loss_of, self._optimizers, batches, self.config.max_grad_norm)
+            every = self.accelerator.gather(torch.tensor([found], device=self.accelerator.device))
+            scale = round(float(every.min()), 4)
+        for schedule in self.schedules:
+            schedule.base_lrs = [scale * rate for rate in schedule.base_lrs]
+            for group in schedule.optimizer.param_groups:
+                group["initial_lr"] *= scale
+                group["lr"] *= scale
+        self.progress.rate_scale = scale
+        return scale
 
     @property
     def result(self) -> nn.Module:
@@ -136,12 +162,7 @@ class Training:
         generator = torch.Generator().manual_seed(torch.initial_seed())
         images = mixup(batch["pixel_values"], config.mixup, generator)
         with accelerator.accumulate(self.student):
-            with accelerator.autocast():
-                found, expected = self._run_both(images)
-            terms = distances(found, expected, self.tower.num_special_tokens, config.temperature)
-            if config.label_weight and found.logits is not None:
-                terms["labels"] = label_loss(found.logits, batch["labels"])
-            loss = distillation_loss(terms, config.loss_weights, batch["valid"])
+            loss = self._loss_of({**batch, "pixel_values": images}, self.student)
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(self.student.parameters(), config.max_grad_norm)
@@ -156,13 +177,23 @@ class Training:
         self.unread += int((~batch["valid"]).sum())
         return float(loss.detach())
 
-    def _run_both(self, images: torch.Tensor) -> tuple[Outputs, Outputs]:
+    def _loss_of(self, batch: dict[str, torch.Tensor], student: nn.Module | None = None) -> torch.Tensor:
+        """The loss of a batch, with a gradient."""
+        config = self.config
+        with self.accelerator.autocast():
+            found, expected = self._run_both(batch["pixel_values"], self.plain if student is None else student)
+        terms = distances(found, expected, self.tower.num_special_tokens, config.temperature)
+        if config.label_weight and found.logits is not None:
+            terms["labels"] = label_loss(found.logits, batch["labels"])
+        return distillation_loss(terms, config.loss_weights, batch["valid"])
+
+    def _run_both(self, images: torch.Tensor, student: nn.Module) -> tuple[Outputs, Outputs]:
         """What student and teacher make of the same images."""
         first, depth = self.tower.skip[0], len(self.tower.blocks)
         same_depth = depth == len(self.teacher_tower.blocks)
         states = range(first, depth - 1) if self.config.block_weight and same_depth else ()
         return outputs_of_both(
-            (self.student, self.tower), (self.teacher, self.teacher_tower), images, states, share=self.share
+            (student, self.tower), (self.teacher, self.teacher_tower), images, states, share=self.share
         )
 
     def _train_mode(self) -> None:
@@ -202,6 +233,7 @@ class Progress:
     seconds: float = 0.0
     corrupt: int = 0
     best: float = float("-inf")
+    rate_scale: float = 1.0
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
