@@ -8,6 +8,7 @@ which walk the blocks of a ViT in the open, check it.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
@@ -108,6 +109,9 @@ def at_cells(msa: nn.Module, args: tuple, kwargs: dict, mean: Tensor, prefix: in
                 bias = moved(getattr(owner, name)())
                 setattr(owner, name, lambda bias=bias: bias)
                 undo.callback(delattr, owner, name)
+        for module in msa.modules():  # the host must not take this run's attention maps for the block's own
+            undo.callback(setattr, module, "_forward_hooks", module._forward_hooks)
+            module._forward_hooks = OrderedDict()
         out = msa.forward(mean.to(h.dtype) @ h, *map(moved, args[1:]), **others)
     return out[0] if isinstance(out, tuple) else out
 
