@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .tower import Tower
 
 
-class _Seen(Exception):
+class Seen(Exception):
     """Ends a forward once everything asked for has been seen."""
 
 
@@ -85,12 +85,12 @@ def _stopping_after(module: nn.Module) -> Iterator[None]:
     """End a forward made inside the context once this module has run. After every other hook on it."""
 
     def stop(module: nn.Module, args: Any, output: Any) -> None:
-        raise _Seen
+        raise Seen
 
     handle = module.register_forward_hook(stop)
     try:
         yield
-    except _Seen:
+    except Seen:
         pass
     finally:
         handle.remove()

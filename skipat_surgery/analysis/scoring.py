@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..convert.losses import LossWeights, distances
-from ..convert.solve import check_enough, phi_of, solve, solve_block, walks
+from ..convert.solve import check_enough, phi_of, solve, solve_block
+from ..convert.states import walks
 from ..core.config import PhiConfig
 from ..measure.timing import throughput
 from ..observing import Outputs, evaluating, outputs_of, pixels_of

@@ -27,7 +27,7 @@ from ..measure.line_up import compiled, line_up
 from ..tower import Tower
 from . import loading, run_state
 from .machine import keep_freed_memory, machine, quiet_libraries
-from .options import parse, parse_skip
+from .options import parse, parse_phi, parse_skip
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,14 +66,7 @@ class Arguments:
             if width == "paper":
                 found["cut, the paper's Φ"] = PhiConfig.paper()
             else:
-                phi = PhiConfig(
-                    expansion=float(width),
-                    kernel_size=self.kernel_size,
-                    channel_attention=self.channel_attention,
-                    prefix=self.prefix,
-                    pool=self.pool,
-                    reads_x=self.reads_x,
-                )
+                phi = parse_phi(self, expansion=float(width))
                 found[f"cut, expansion {phi.expansion:g}"] = phi
         return found
 

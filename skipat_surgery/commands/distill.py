@@ -42,7 +42,7 @@ from ..measure.counting import count_parameters, gflops
 from ..measure.timing import throughput
 from . import digits, images, loading, results, run_state
 from .machine import keep_freed_memory, machine, quiet_libraries, use_all_cores
-from .options import parse, parse_skip
+from .options import parse, parse_phi, parse_skip
 from .presets import PRESETS, teacher_steps
 from .reload import difference_after_reload
 from .sources import keep_teacher, load_data, load_model, unlabelled
@@ -137,14 +137,7 @@ class Recipe:
         self.output = check_output(args, config, self.accelerator.num_processes)
         use_all_cores(self.accelerator)
         skip = parse_skip(args.skip)
-        self.phi = PhiConfig(
-            expansion=args.expansion,
-            kernel_size=args.kernel_size,
-            channel_attention=args.channel_attention,
-            prefix=args.prefix,
-            pool=args.pool,
-            reads_x=args.reads_x,
-        )
+        self.phi = parse_phi(args)
         self.host = load_model(args.model, self.accelerator, self.output)
         self.original = self.host.model.to(self.accelerator.device)
         chosen = SkipatConfig.parse(skip, self.phi)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+
+from ..core.config import PhiConfig
 
 
 def parse(
@@ -39,6 +42,12 @@ def parse(
             raise ValueError(f"--preset must be one of {sorted(presets)}, got {preset!r}")
         parser.set_defaults(**{**presets[preset], **defaults})
     return parser.parse_args_into_dataclasses(args=argv)
+
+
+def parse_phi(args: Any, **given: Any) -> PhiConfig:
+    """A Φ whose fields are the arguments of the same names, but for those that are given."""
+    names = [field.name for field in fields(PhiConfig) if field.name not in given]
+    return PhiConfig(**{name: getattr(args, name) for name in names}, **given)
 
 
 def parse_skip(text: str) -> list[int]:

@@ -175,34 +175,16 @@ def repeated(batches: Iterable[Any], count: int) -> Iterator[Any]:
 
 def _step(student: Tower, original: Tower, pixels: Tensor, chained: bool, optimizer: torch.optim.Optimizer) -> float:
     """One batch; returns the loss."""
-    if any(phi.reads_x or phi.pool for phi in map(partial(phi_of, student), student.skip)):
-        return _step_through_blocks(student, original, pixels, optimizer)
-    sources = [run[0] - 1 for run in student.config.runs]
+    alone = not any(phi.reads_x or phi.pool for phi in map(partial(phi_of, student), student.skip))
+    sources = [run[0] - 1 for run in student.config.runs] if alone else []
     targets = z_of(original, {*sources, *student.skip}, pixels)
     # The first run starts from blocks that are the teacher's own; a later one from what the student has become.
     later = z_of(student, sources[1:], pixels) if chained and len(sources) > 1 else {}
     with torch.enable_grad():
-        losses = []
-        for run in student.config.runs:
-            z = later.get(run[0] - 1, targets[run[0] - 1])
-            for index in run:
-                z = phi_output(
-                    student, index, z if chained else targets[index - 1], student.grid(pixels), targets[index]
-                )
-                losses.append(relative_error(z.float(), targets[index].float(), student.num_special_tokens).mean())
-        loss = torch.stack(losses).mean()
-        loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    torch.clear_autocast_cache()  # the casts of the weights as they were
-    return float(loss.detach())
-
-
-def _step_through_blocks(student: Tower, original: Tower, pixels: Tensor, optimizer: torch.optim.Optimizer) -> float:
-    """One batch where a Φ reads more than Z, and so the blocks between; returns the loss."""
-    targets = z_of(original, student.skip, pixels)
-    with torch.enable_grad():
-        found = z_of(student, student.skip, pixels)
+        # A Φ that reads more than Z takes the blocks between as well.
+        found = (
+            _chain(student, targets | later, targets, pixels, chained) if alone else z_of(student, student.skip, pixels)
+        )
         losses = [
             relative_error(found[index].float(), targets[index].float(), student.num_special_tokens).mean()
             for index in student.skip
@@ -213,6 +195,19 @@ def _step_through_blocks(student: Tower, original: Tower, pixels: Tensor, optimi
     optimizer.zero_grad()
     torch.clear_autocast_cache()  # the casts of the weights as they were
     return float(loss.detach())
+
+
+def _chain(
+    student: Tower, sources: dict[int, Tensor], targets: dict[int, Tensor], pixels: Tensor, chained: bool
+) -> dict[int, Tensor]:
+    """What every Φ makes, by block: of what the Φ before it made, from the run's source on, or of the teacher's Z."""
+    found: dict[int, Tensor] = {}
+    for run in student.config.runs:
+        z = sources[run[0] - 1]
+        for index in run:
+            given = z if chained else targets[index - 1]
+            z = found[index] = phi_output(student, index, given, student.grid(pixels), targets[index])
+    return found
 
 
 def phi_output(tower: Tower, index: int, z: Tensor, grid: Grid, expected: Tensor) -> Tensor:

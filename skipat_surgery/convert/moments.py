@@ -13,6 +13,32 @@ SAMPLED = 64
 CONSTANT = 1e-12
 
 
+class Spread:
+    """First and second moments of each channel of tokens (n, D), added up in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0.0
+        self.total: Tensor | Any = 0.0
+        self.squares: Tensor | Any = 0.0
+
+    def add(self, tokens: Tensor, weight: float = 1.0) -> None:
+        """Add the rows of one batch, each as if it were there `weight` times."""
+        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        self.count += weight * tokens.shape[0]
+        self.total += weight * tokens.sum(dim=0).double()
+        self.squares += weight * tokens.square().sum(dim=0).double()
+
+    @property
+    def mean(self) -> Tensor:
+        """(D,)."""
+        return self.total / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        """Of all channels together."""
+        return (self.squares / self.count - self.mean.square()).sum()
+
+
 class Moments:
     """First and second moments of inputs x (n, D_x) and targets y (n, D_y).
 
@@ -20,49 +46,35 @@ class Moments:
     """
 
     def __init__(self) -> None:
-        self.count = 0.0
+        self.target = Spread()
         self.x: Tensor | Any = 0.0
-        self.y: Tensor | Any = 0.0
         self.xx: Tensor | Any = 0.0
         self.xy: Tensor | Any = 0.0
-        self.yy: Tensor | Any = 0.0
 
     def add(self, x: Tensor, y: Tensor, weight: float = 1.0) -> None:
         """Add the rows of one batch, each as if it were there `weight` times."""
         precision = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
         x, y = x.to(precision), y.to(precision)
-        self.count += weight * x.shape[0]
+        self.target.add(y, weight)
         self.x += weight * x.sum(dim=0).double()
-        self.y += weight * y.sum(dim=0).double()
         with torch.autocast(x.device.type, enabled=False):
             self.xx += weight * (x.T @ x).double()
             self.xy += weight * (x.T @ y).double()
-        self.yy += weight * y.square().sum(dim=0).double()
 
     @property
     def mean_x(self) -> Tensor:
         """(D_x,)."""
-        return self.x / self.count
-
-    @property
-    def mean_y(self) -> Tensor:
-        """(D_y,)."""
-        return self.y / self.count
+        return self.x / self.target.count
 
     @property
     def cov_x(self) -> Tensor:
         """(D_x, D_x)."""
-        return self.xx / self.count - torch.outer(self.mean_x, self.mean_x)
+        return self.xx / self.target.count - torch.outer(self.mean_x, self.mean_x)
 
     @property
     def cov_xy(self) -> Tensor:
         """(D_x, D_y)."""
-        return self.xy / self.count - torch.outer(self.mean_x, self.mean_y)
-
-    @property
-    def var_y(self) -> Tensor:
-        """The total variance of y."""
-        return (self.yy / self.count - self.mean_y.square()).sum()
+        return self.xy / self.target.count - torch.outer(self.mean_x, self.target.mean)
 
     def damped(self, ridge: float, alike: bool = True) -> Tensor:
         """The covariance of x with something added to each variance.
@@ -77,7 +89,7 @@ class Moments:
         """
         cov = self.cov_x
         variances = cov.diagonal()
-        if not bool(variances.mean() > CONSTANT * (self.xx.diagonal() / self.count).mean()):
+        if not bool(variances.mean() > CONSTANT * (self.xx.diagonal() / self.target.count).mean()):
             raise ValueError(
                 f"the images leave a fit of {len(variances)} unknowns singular (Z alike, constant or not finite): give "
                 f"more that differ, at least {len(variances) + 1} tokens"
@@ -101,12 +113,13 @@ class Moments:
 
     def bias(self, weight: Tensor) -> Tensor:
         """The bias (D_y,) that goes with a weight."""
-        return self.mean_y - weight @ self.mean_x
+        return self.target.mean - weight @ self.mean_x
 
     def error(self, weight: Tensor) -> float:
         """The squared error of a weight, with its best bias, over the variance of y."""
-        residual = self.var_y - 2 * (weight * self.cov_xy.T).sum() + ((weight @ self.cov_x) * weight).sum()
-        return float(residual / self.var_y)
+        variance = self.target.variance
+        residual = variance - 2 * (weight * self.cov_xy.T).sum() + ((weight @ self.cov_x) * weight).sum()
+        return float(residual / variance)
 
 
 def sampled(number: int, *tokens: Tensor) -> list[Tensor]:

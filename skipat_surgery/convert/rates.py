@@ -53,18 +53,28 @@ def probe(
 
     start = measured()
     for scale in SCALES:
-        chosen = make(scale)
-        warm_ups = [LinearLR(optimizer, 1 / STEPS, total_iters=STEPS - 1) for optimizer in chosen]
-        for step in range(STEPS):
-            loss_of(given[step % len(given)]).backward()
-            nn.utils.clip_grad_norm_(trained, max_grad_norm)
-            for optimizer, warm_up in zip(chosen, warm_ups, strict=True):
-                optimizer.step()
-                optimizer.zero_grad()
-                warm_up.step()
-            torch.clear_autocast_cache()
+        _warm_up(trained, loss_of, make(scale), given, max_grad_norm)
         gained = measured() < start
         put_back()
         if gained:
             return scale
     return SCALES[-1]
+
+
+def _warm_up(
+    trained: list[nn.Parameter],
+    loss_of: Callable[[Any], Tensor],
+    optimizers: list[torch.optim.Optimizer],
+    batches: Sequence[Any],
+    max_grad_norm: float,
+) -> None:
+    """Take `STEPS` steps, at rates that rise to the optimizers' own."""
+    warm_ups = [LinearLR(optimizer, 1 / STEPS, total_iters=STEPS - 1) for optimizer in optimizers]
+    for step in range(STEPS):
+        loss_of(batches[step % len(batches)]).backward()
+        nn.utils.clip_grad_norm_(trained, max_grad_norm)
+        for optimizer, warm_up in zip(optimizers, warm_ups, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            warm_up.step()
+        torch.clear_autocast_cache()

@@ -23,8 +23,7 @@ from ..result import Result, titled_table
 from ..tower import check_pair
 from .losses import relative_error
 from .moments import Moments, sampled
-from .solve import walks
-from .states import State, Walk
+from .states import State, Walk, walks
 
 RIDGE = 1e-2
 HELD_OUT = 4  # one batch of four measures, the second, the others fit

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.carrying import first_argument
 from ..observing import Outputs, outputs_of
 from ..tower import Tower
 
@@ -24,7 +25,7 @@ def keep_input(block: nn.Module) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
 
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-        seen.append((args[0] if args else kwargs["hidden_states"]).detach())
+        seen.append(first_argument(args, kwargs).detach())
 
     handle = block.register_forward_pre_hook(hook, with_kwargs=True)
     try:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..core.phi import Phi
-from ..observing import evaluating, observe, pixels_of
+from ..observing import Seen, evaluating, observe
 from ..result import Result, titled_table
 from ..tower import Tower, check_pair
-from .moments import Moments, sampled
-from .states import Seen, State, Walk
+from .moments import Moments, Spread, sampled
+from .states import State, Walk, walks
 
 # Added to each variance, as a fraction of it.
 RIDGE = 1e-3
@@ -90,15 +90,6 @@ def solve(
     return SolveResult(mine.images, patches, prefix)
 
 
-def walks(student: Tower, original: Tower, batches: Iterable[Any], progress: bool) -> tuple[Walk, Walk]:
-    """The states of a student and its teacher before the first skipped block."""
-    mine, theirs = (Walk(tower, student.skip[0]) for tower in (student, original))
-    for batch in tqdm(batches, desc="Running to the first skipped block", unit="batch", disable=not progress):
-        for walk in (mine, theirs):
-            walk.start(pixels_of(batch))
-    return mine, theirs
-
-
 def phi_of(tower: Tower, index: int) -> Phi:
     """The Φ of a skipped block."""
     return tower.blocks[index].phi  # type: ignore[return-value]
@@ -138,7 +129,7 @@ def solve_block(student: Walk, teacher: Walk, ridge: float = RIDGE) -> tuple[flo
     """
     index, tower = student.index, student.tower
     phi, count = phi_of(tower, index), tower.num_special_tokens
-    on_patches, on_prefix, spread = Moments(), Moments(), Moments()
+    on_patches, on_prefix, spread = Moments(), Moments(), Spread()
 
     def both() -> Iterator[State]:
         for number in range(len(teacher)):
@@ -147,16 +138,16 @@ def solve_block(student: Walk, teacher: Walk, ridge: float = RIDGE) -> tuple[flo
             given, target = phi_arguments(student, number), seen.z[index]
             inputs, base = patch_features(phi, given)
             inputs, expected, missing = sampled(number, inputs, target[:, count:], target[:, count:] - base)
-            spread.add(expected[:, :1], expected)
+            spread.add(expected)
             on_patches.add(inputs, missing)
             if count and not phi.attends:
                 on_prefix.add(prefix_features(tower.patches_last(given["z"]), count), target[:, :count].flatten(0, 1))
             yield following
 
     teacher.move_on(both())
-    share = float(on_patches.var_y / spread.var_y)  # what the cells leave to be mapped
+    share = float(on_patches.target.variance / spread.variance)  # what the cells leave to be mapped
     patches = share * _solve_patches(phi, on_patches, ridge)
-    prefix = _solve_prefix(phi, on_prefix, ridge) if on_prefix.count else None
+    prefix = _solve_prefix(phi, on_prefix, ridge) if on_prefix.target.count else None
     torch.clear_autocast_cache()  # inside autocast, the weights just written would stay hidden behind old casts
     student.move_on()
     return patches, prefix
@@ -208,14 +199,14 @@ def _solve_patches(phi: Phi, moments: Moments, ridge: float) -> float:
     scale, basis = variances[order].sqrt(), directions[:, order]
     encode, decode = (basis.T @ full) / scale[:, None], basis * scale
     # decode @ (encode @ inputs + shift) + bias, with shift = -encode @ mean, so that the constant is the target's mean.
-    phi.set_patch_map(encode, decode, moments.mean_y, shift=-encode @ moments.mean_x)
+    phi.set_patch_map(encode, decode, moments.target.mean, shift=-encode @ moments.mean_x)
     return moments.error(decode @ encode)
 
 
 def _solve_prefix(phi: Phi, moments: Moments, ridge: float) -> float:
     """Write the best map of [own Z, mean patch Z] into Φ; a Φ that passes prefix tokens through keeps doing so."""
     if phi.mix is None:
-        eye = torch.eye(moments.mean_y.shape[0], dtype=moments.x.dtype, device=moments.x.device)
+        eye = torch.eye(moments.target.mean.shape[0], dtype=moments.x.dtype, device=moments.x.device)
         return moments.error(torch.cat([eye, torch.zeros_like(eye)], dim=1))
     weight = moments.ridge_regression(ridge)
     phi.set_prefix_map(weight, moments.bias(weight))

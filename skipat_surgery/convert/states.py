@@ -15,17 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from ..core.carrying import Box, carried_or_none, carry
+from ..core.carrying import Box, carried_or_none, carry, first_argument
 from ..core.family import Grid
+from ..observing import Seen, pixels_of
 from ..tower import Tower
 
 # States beyond this many bytes lie in a file that is mapped into memory.
 ROOM = 4 * 2**30
-
-
-class Seen(Exception):
-    """Ends a forward once what was asked for has been seen."""
 
 
 @dataclass
@@ -136,6 +134,15 @@ class Walk:
         return found[0]
 
 
+def walks(student: Tower, original: Tower, batches: Iterable[Any], progress: bool) -> tuple[Walk, Walk]:
+    """The states of a student and its teacher before the first skipped block."""
+    mine, theirs = (Walk(tower, student.skip[0]) for tower in (student, original))
+    for batch in tqdm(batches, desc="Running to the first skipped block", unit="batch", disable=not progress):
+        for walk in (mine, theirs):
+            walk.start(pixels_of(batch))
+    return mine, theirs
+
+
 def _before(block: nn.Module, see: Any, index: int) -> Any:
     return block.register_forward_pre_hook(lambda module, args, kwargs: see(index, args, kwargs), with_kwargs=True)
 
@@ -146,7 +153,7 @@ def _after(block: nn.Module, see: Any, index: int) -> Any:
 
 def _parted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[State, _Call]:
     """The state among what a block's forward is given, and the rest."""
-    x = args[0] if args else kwargs["hidden_states"]
+    x = first_argument(args, kwargs)
     rest = args[1:]
     kwargs = {name: value for name, value in kwargs.items() if name != "hidden_states"}
     grid, z = carried_or_none(x) or (None, None)

@@ -212,5 +212,5 @@ class SkippedAttention(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         h = first_argument(args, kwargs)
         box = box_of(h)
-        box.z = box.phi(box.empty(), box.grid, x=h) if box.phi.reads_x else box.phi(box.empty(), box.grid)
+        box.z = box.phi(box.empty(), box.grid, x=h if box.phi.reads_x else None)
         return (box.z, None) if self.returns_tuple else box.z

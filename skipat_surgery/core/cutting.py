@@ -185,13 +185,13 @@ def take_out(
 def _skip(block: nn.Module, family: Family, phi: Phi) -> dict[str, nn.Module | None]:
     """Put Φ into a block and return what was taken out, by slot: nothing where a part of the MSA is kept."""
     removed: dict[str, nn.Module | None] = {}
-    if phi.attends or phi.pool:
+    if phi.keeps_msa:
         attention = block.get_submodule(family.attention)
         graft(attention, KeptAttention)
         attention.__dict__["skipat_family"] = family
     else:
         removed = take_out(block, family, SkippedAttention(family.returns_tuple), keep_norm=phi.reads_x)
-    if phi.attends or phi.pool or phi.reads_x:
+    if phi.keeps_msa or phi.reads_x:
         _box_norm(block, family)
     graft(block, SkippedBlock)
     save_memory(block, family.attention)

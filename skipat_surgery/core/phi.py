@@ -171,6 +171,11 @@ class Phi(nn.Module):
         return self.prefix == "attend" and self.num_prefix_tokens + self.num_suffix_tokens > 0
 
     @property
+    def keeps_msa(self) -> bool:
+        """Whether a part of the block's own MSA runs: for its prefix and suffix tokens, or over cells."""
+        return self.attends or self.pool > 0
+
+    @property
     def num_inputs(self) -> int:
         """How many inputs `patch_inputs` has."""
         return 1 + (self.expand_x is not None) + (self.expand_cells is not None)

@@ -35,22 +35,15 @@ def cut_of(stock: nn.Module, skip: Iterable[int] = SKIP, phi: PhiConfig | None =
     return randomised(skipat_surgery.apply(copy.deepcopy(stock), skip, phi))
 
 
+def skipped_blocks(case: Case, cut: nn.Module) -> dict[int, nn.Module]:
+    """The blocks of a cut model that have a Φ."""
+    blocks = {i: cut.get_submodule(case.msa.format(i).rpartition(".")[0]) for i in range(DEPTH)}
+    return {i: block for i, block in blocks.items() if hasattr(block, "phi")}
+
+
 def phi_weights(case: Case, cut: nn.Module) -> dict[int, dict[str, Tensor]]:
     """Copies of the weights of each Φ, by block."""
-    blocks = {i: cut.get_submodule(case.msa.format(i).rpartition(".")[0]) for i in range(DEPTH)}
-    return {i: reference.phi_weights(block) for i, block in blocks.items() if hasattr(block, "phi")}
-
-
-def pools(case: Case, cut: nn.Module) -> dict[int, int]:
-    """The sides of the cells over which the MSA of skipped blocks still runs."""
-    blocks = {i: cut.get_submodule(case.msa.format(i).rpartition(".")[0]) for i in range(DEPTH)}
-    return {i: block.phi.pool for i, block in blocks.items() if hasattr(block, "phi") and block.phi.pool}
-
-
-def attending(case: Case, cut: nn.Module) -> set[int]:
-    """The skipped blocks whose prefix and suffix tokens attend."""
-    blocks = {i: cut.get_submodule(case.msa.format(i).rpartition(".")[0]) for i in range(DEPTH)}
-    return {i for i, block in blocks.items() if hasattr(block, "phi") and block.phi.attends}
+    return {i: reference.phi_weights(block) for i, block in skipped_blocks(case, cut).items()}
 
 
 def equations(
@@ -58,7 +51,10 @@ def equations(
 ) -> AbstractContextManager[nn.Module]:
     """The stock model, computing what the cut one should."""
     weights = weights or phi_weights(case, cut)
-    grid, attends, cells = case.grid(images), attending(case, cut), pools(case, cut)
+    phis = {i: block.phi for i, block in skipped_blocks(case, cut).items()}
+    attends = {i for i, phi in phis.items() if phi.attends}  # their prefix and suffix tokens
+    cells = {i: phi.pool for i, phi in phis.items() if phi.pool}
+    grid = case.grid(images)
     return reference.paper_equations(stock, case.msa, DEPTH, weights, grid, case.prefix, case.suffix, attends, cells)
 
 
