@@ -1,0 +1,186 @@
+"""What a real model keeps at which speed: cut, its tokens merged (ToMe), and both.
+
+    python benchmarks/equal_speed.py --subject saliency --image_size 224
+    python benchmarks/equal_speed.py --subject cifar10 --rows "merge 4, cut 3-8, cut 3-8 of Z"
+
+A row is ``merge R`` (R tokens merged after every MSA), ``cut BLOCKS`` with the default Φ, ``cut BLOCKS of Z`` with one
+that reads nothing but Z, ``cut BLOCKS off the grid`` with one that needs no grid, or one of the last three and
+``merge R``. Cuts are solved, not trained. All rows are timed in one interleaved run, in bf16. Writes a table, a picture
+and a JSON, row by row, and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from subjects import Classifier, Saliency, Subject
+from token_merging import merge_tokens
+from torch import nn
+from tqdm.auto import tqdm
+
+import skipat_surgery
+from skipat_surgery import PhiConfig
+from skipat_surgery.analysis.pictures import pyplot
+from skipat_surgery.commands import run_state
+from skipat_surgery.commands.machine import keep_freed_memory, machine, quiet_libraries
+from skipat_surgery.commands.options import parse, parse_skip
+from skipat_surgery.convert.settings import option
+from skipat_surgery.core.tables import markdown_table
+from skipat_surgery.measure.timing import Estimate, latencies
+from skipat_surgery.observing import evaluating
+
+UNTOUCHED = "untouched"
+PHIS = {
+    "": PhiConfig(),
+    "of Z": PhiConfig(pool=0, reads_x=False),
+    "off the grid": PhiConfig(pool=0, kernel_size=1),
+}
+ROW = re.compile(rf"(?:cut (?P<skip>[\d+-]+) ?(?P<phi>{'|'.join(filter(None, PHIS))})? ?)?(?:merge (?P<r>\d+))?")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    subject: str = option("saliency", "saliency or cifar10.")
+    rows: str = option("merge 4, merge 8, merge 16, cut 3-8, cut 3-8 of Z", "The rows; blocks such as 3-8 or 1+3-4.")
+    image_size: int = option(224, "Pixels a side, of saliency.")
+    solve_images: int = option(512, "How many images cuts are solved on.")
+    test_images: int = option(544, "How many images are measured on.")
+    batch_size: int = option(8, "Images a batch, of timing.")
+    rounds: int = option(25, "How often each model is timed.")
+    max_seconds: float = option(240.0, "Fewer rounds where they would take longer.")
+    output_dir: str = option("outputs/equal_speed", "Where everything is written.")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model to compare.
+
+    Args:
+        skip: The blocks that are cut; none where only tokens are merged.
+        phi: With what.
+        r: How many tokens are merged after every MSA.
+    """
+
+    skip: tuple[int, ...]
+    phi: PhiConfig
+    r: int
+
+    @classmethod
+    def of(cls, name: str) -> Row:
+        """From its name.
+
+        Raises:
+            ValueError: There is no such row.
+        """
+        found = ROW.fullmatch(name)
+        if found is None or not name:
+            raise ValueError(
+                f"--rows takes rows such as 'merge 8', 'cut 3-8 of Z', 'cut 1-2 off the grid merge 4', got {name!r}"
+            )
+        skip = tuple(parse_skip(found["skip"].replace("+", ","))) if found["skip"] else ()
+        return cls(skip, PHIS[found["phi"] or ""], int(found["r"] or 0))
+
+    def make(self, subject: Subject, solve_images: int) -> nn.Module:
+        """The model, cut, solved and its tokens merged."""
+        model = copy.deepcopy(subject.teacher)
+        if self.skip:
+            skipat_surgery.apply(model, self.skip, self.phi, keep_removed=False)
+            with torch.autocast("cpu", torch.bfloat16):
+                skipat_surgery.solve(model, subject.teacher, subject.fitting(solve_images))
+        return merge_tokens(model, self.r) if self.r else model
+
+
+class EqualSpeed:
+    """The rows, and where what was measured of them is written."""
+
+    def __init__(self, args: Arguments) -> None:
+        self.args, self.rows = args, {name: Row.of(name) for name in args.rows.split(", ")}
+        self.output = Path(args.output_dir)
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.file = self.output / "equal_speed.json"
+        self.done: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.subject: Subject = (
+            Saliency(args.test_images, args.image_size) if args.subject == "saliency" else Classifier(args.test_images)
+        )
+
+    def run(self) -> None:
+        """Measure every row, then time them."""
+        models = {UNTOUCHED: self.subject.teacher}
+        for name, row in tqdm(self.rows.items(), desc="Rows", unit="row"):
+            models[name] = row.make(self.subject, self.args.solve_images)
+            if name not in self.done:
+                self.done[name] = self.subject.measure(models[name])
+                run_state.write_json(self.file, self.done)
+        speeds = self.speeds(models)
+        where = f"`python {shlex.join(sys.argv)}`, {machine(torch.device('cpu'))}, torch {torch.__version__}"
+        text = f"{self.table(speeds)}\n\n{where}\n"
+        (self.output / "equal_speed.md").write_text(text)
+        self.plot(speeds)
+        print(text)
+
+    def speeds(self, models: dict[str, nn.Module]) -> dict[str, Estimate]:
+        """How many times as fast as the untouched model each is."""
+        args = self.args
+        models = {name: copy.deepcopy(model).bfloat16() for name, model in models.items()}
+        images = self.subject.images(args.batch_size).bfloat16()
+        with evaluating(*models.values()):
+            calls = {name: lambda model=model: model(images) for name, model in models.items()}
+            seconds = latencies(calls, images.device, args.rounds, args.max_seconds, progress=True)
+        return {
+            name: Estimate.of([full / own for full, own in zip(seconds[UNTOUCHED], seconds[name], strict=True)])
+            for name in self.rows
+        }
+
+    def table(self, speeds: dict[str, Estimate]) -> str:
+        """Speed and quality of every row."""
+        columns = list(next(iter(self.done.values())))
+        rows = []
+        for name, speed in speeds.items():
+            shown = f"{speed.value:.2f}× ({speed.low:.2f}–{speed.high:.2f})"
+            rows.append([name, shown, *(f"{self.done[name][column]:.4f}" for column in columns)])
+        return markdown_table(["", "speed", *columns], rows)
+
+    def plot(self, speeds: dict[str, Estimate]) -> None:
+        """Draw quality against speed, a line for merging alone, one for cuts, one for both."""
+        plt = pyplot()
+        figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
+        for kind in ("merge", "cut", "cut and merge"):
+            names = [
+                name
+                for name, row in self.rows.items()
+                if kind == " and ".join(["cut"] * bool(row.skip) + ["merge"] * bool(row.r))
+            ]
+            points = sorted((speeds[name].value, self.done[name][self.subject.quality], name) for name in names)
+            if points:
+                axis.plot(
+                    [x for x, _, _ in points], [y for _, y, _ in points], "o-" if kind == "merge" else "s", label=kind
+                )
+            for x, y, name in points:
+                axis.annotate(name, (x, y), fontsize=7, xytext=(4, 4), textcoords="offset points")
+        axis.set(xlabel="speed over the untouched model", ylabel=self.subject.quality.replace("_", " "))
+        axis.grid(alpha=0.3)
+        axis.legend()
+        figure.savefig(self.output / "equal_speed.png", dpi=120)
+        plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    (args,) = parse((Arguments,), sys.argv[1:] if argv is None else argv, "Quality at equal speed.")
+    quiet_libraries()
+    keep_freed_memory()
+    EqualSpeed(args).run()
+
+
+if __name__ == "__main__":
+    main()
