@@ -45,7 +45,9 @@ class Arguments:
     kernel_size: int = option(PhiConfig.kernel_size, "Kernel of Φ's depthwise convolution.")
     channel_attention: bool = option(PhiConfig.channel_attention, "Whether Φ has ECA.")
     prefix: str = option(PhiConfig.prefix, "What becomes of prefix tokens: attend, mix or pass.")
-    pool: int = option(PhiConfig.pool, "Side of the cells over which the block's own MSA still runs; 0 for none.")
+    pool: int = option(
+        PhiConfig.pool, "The block's own MSA still runs, over one cluster for pool × pool patches; 0 for none."
+    )
     reads_x: bool = option(PhiConfig.reads_x, "Whether Φ reads LN(X) beside the Z of the block before.")
     compile: bool = option(False, "Measure the compiled models as well.")
     memory: bool = option(True, "Measure peak memory.")

@@ -70,7 +70,9 @@ class Arguments:
     kernel_size: int = option(PhiConfig.kernel_size, "Side of Φ's depthwise convolution, odd.")
     channel_attention: bool = option(PhiConfig.channel_attention, "Whether Φ has ECA.")
     prefix: str = option(PhiConfig.prefix, "What becomes of prefix tokens: attend, mix or pass.")
-    pool: int = option(PhiConfig.pool, "Side of the cells over which the block's own MSA still runs; 0 for none.")
+    pool: int = option(
+        PhiConfig.pool, "The block's own MSA still runs, over one cluster for pool × pool patches; 0 for none."
+    )
     reads_x: bool = option(PhiConfig.reads_x, "Whether Φ reads LN(X) beside the Z of the block before.")
     solve_images: int = option(4096, "Images for the closed-form start of Φ; 0 leaves Φ reusing Z.")
     refit_images: int = option(0, "Images for the closed-form refit of the blocks' last maps; 0 leaves it out.")

@@ -145,7 +145,7 @@ def solve_block(student: Walk, teacher: Walk, ridge: float = RIDGE) -> tuple[flo
             yield following
 
     teacher.move_on(both())
-    share = float(on_patches.target.variance / spread.variance)  # what the cells leave to be mapped
+    share = float(on_patches.target.variance / spread.variance)  # what the clusters leave to be mapped
     patches = share * _solve_patches(phi, on_patches, ridge)
     prefix = _solve_prefix(phi, on_prefix, ridge) if on_prefix.target.count else None
     torch.clear_autocast_cache()  # inside autocast, the weights just written would stay hidden behind old casts
@@ -173,10 +173,10 @@ def phi_arguments(student: Walk, number: int) -> dict[str, Any]:
 
 
 def patch_features(phi: Phi, given: dict[str, Any]) -> tuple[Tensor, Tensor | float]:
-    """What Φ maps to the Z of patches, (B, H·W, k·D), and what it adds that to: the Z of their cells, or nothing."""
-    grid, cell_z = given["grid"], given.get("cell_z")
-    inputs = phi.patch_inputs(grid, given["z"], given.get("x"), given.get("cell_x"))
-    return inputs, 0.0 if cell_z is None else phi.cells(grid).spread(cell_z)
+    """What Φ maps to the Z of patches, (B, H·W, k·D), and what it adds that to: their clusters' Z, or nothing."""
+    clustered = given.get("clustered")
+    inputs = phi.patch_inputs(given["grid"], given["z"], given.get("x"), clustered)
+    return inputs, 0.0 if clustered is None else clustered.clusters.spread(clustered.z)
 
 
 def prefix_features(z: Tensor, num_prefix_tokens: int) -> Tensor:

@@ -29,10 +29,11 @@ class PhiConfig:
             gives them exactly what the MSA would: their rows of it are kept, with its weights and the norm before it,
             at about a hundredth of its cost. ``"mix"`` maps [own Z, mean patch Z] linearly, at one token's cost.
             ``"pass"`` hands their Z on unchanged, as in the paper.
-        pool: Side p of the cells of p×p patches over which the block's own MSA still runs, and whose Z is copied to
-            their patches; 0 for none, as in the paper. A side of 2 takes a fifth of the MSA's time.
+        pool: Side p: the block's own MSA still runs over clusters of alike patches, as many as p×p goes into the grid,
+            and their Z is copied to their patches; 0 for none, as in the paper. A side of 2 takes a quarter of the
+            MSA's projections and a sixteenth of its attention.
         reads_x: Whether Φ reads LN(X), the input of the MSA that it stands for, beside the Z of the block before; with
-            cells, its means over them too.
+            clusters, its means over them too.
 
     Raises:
         ValueError: A value is out of range; the message says which ones are allowed.
@@ -64,7 +65,7 @@ class PhiConfig:
         if self.prefix not in PREFIX_MODES:
             raise ValueError(f"prefix must be one of {PREFIX_MODES}, got {self.prefix!r}")
         if isinstance(self.pool, bool) or not isinstance(self.pool, int) or self.pool < 0 or self.pool == 1:
-            raise ValueError(f"pool must be 0, or the side of a cell from 2 up, got {self.pool!r}")
+            raise ValueError(f"pool must be 0, or a side from 2 up, got {self.pool!r}")
         if not isinstance(self.reads_x, bool):
             raise ValueError(f"reads_x must be True or False, got {self.reads_x!r}")
 

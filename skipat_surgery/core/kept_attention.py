@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .carrying import box_of, first_argument
-from .cell_attention import attend_cells
+from .cluster_attention import attend_clusters
+from .clusters import Clustered
 from .family import Family
 from .grafting import Grafted
 from .prefix_attention import attend
@@ -25,9 +26,9 @@ class KeptAttention(Grafted):
         if phi.attends:
             given["rows"] = attend(msa, h, Special(phi.num_prefix_tokens, phi.num_suffix_tokens), training)
         if phi.pool:
-            cells = phi.cells(box.grid)
-            tokens = cells.of(h)
-            given["cell_x"] = tokens[:, cells.prefix + cells.suffix :]
-            given["cell_z"] = attend_cells(msa, tokens, cells, training)
+            clusters = phi.clusters(h, box.grid)
+            tokens = clusters.means(h)
+            z = attend_clusters(msa, tokens, clusters, training)
+            given["clustered"] = Clustered(clusters, tokens[:, clusters.special :], z)
         box.z = phi(box.empty(), box.grid, **given)
         return (box.z, None) if family.returns_tuple else box.z

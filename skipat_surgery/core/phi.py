@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .cells import Cells
+from .clusters import Clustered, Clusters
 from .config import PhiConfig
 from .depthwise import DepthwiseConv2d
 from .in_place import may_overwrite
@@ -42,12 +42,13 @@ class Phi(nn.Module):
 
     On the patch tokens, laid out as their H×W grid: FC, GELU, depthwise convolution, GELU, FC, ECA. On the prefix
     tokens: what `PhiConfig.prefix` says; where they attend, their Z is given. There is neither a norm nor
-    a residual inside Φ. With all that `PhiConfig` can add, for x = LN(X), C the means over cells and Cᵀ their copies,
+    a residual inside Φ. With all that `PhiConfig` can add, for x = LN(X), C the means over clusters of alike
+    patches and Cᵀ their copies,
 
         Z_l = ECA(W_2 GELU(DwC(GELU(W_1 z + W_x x + Cᵀ W_c C x + b_1))) + b_2) + Cᵀ MSA(C x)
 
     A fresh Φ reuses Z: to 1 % at the scale of most models where the hidden width is at least the model's, else on the
-    random subspace that its width spans; with the MSA of cells, it starts from that alone. Prefix tokens start by
+    random subspace that its width spans; with the MSA of clusters, it starts from that alone. Prefix tokens start by
     passing through.
 
     Args:
@@ -70,7 +71,7 @@ class Phi(nn.Module):
         self.pool, self.reads_x = config.pool, config.reads_x
         self.expand = nn.Linear(dim, hidden)
         self.expand_x = nn.Linear(dim, hidden, bias=False) if config.reads_x else None
-        self.expand_cells = nn.Linear(dim, hidden, bias=False) if config.reads_x and config.pool else None
+        self.expand_clusters = nn.Linear(dim, hidden, bias=False) if config.reads_x and config.pool else None
         self.depthwise = DepthwiseConv2d(hidden, config.kernel_size)
         self.reduce = nn.Linear(hidden, dim)
         self.eca = EfficientChannelAttention() if config.channel_attention else None
@@ -108,7 +109,7 @@ class Phi(nn.Module):
         if used > self.expand.out_features:
             raise ValueError(f"Φ has {self.expand.out_features} hidden units, the map needs {used}")
         gate = 1.0 if self.eca is None else 0.5
-        expands = filter(None, (self.expand, self.expand_x, self.expand_cells))
+        expands = filter(None, (self.expand, self.expand_x, self.expand_clusters))
         for expand, part in zip(expands, encode.chunk(self.num_inputs, dim=1), strict=True):
             expand.weight[:used] = part
         self.expand.bias[:used] = LINEAR_SHIFT if shift is None else LINEAR_SHIFT + shift
@@ -136,8 +137,7 @@ class Phi(nn.Module):
         grid: tuple[int, int],
         rows: Tensor | None = None,
         x: Tensor | None = None,
-        cell_x: Tensor | None = None,
-        cell_z: Tensor | None = None,
+        clustered: Clustered | None = None,
     ) -> Tensor:
         """Z of this block from Z of the block before.
 
@@ -146,8 +146,7 @@ class Phi(nn.Module):
             grid: (H, W), the patch grid.
             rows: (B, P + S, D), Z of the prefix and suffix tokens, where they attend.
             x: (B, P + H·W + S, D), LN(X), where Φ reads it.
-            cell_x: (B, M, D), the means of its patches over M cells, where Φ has cells.
-            cell_z: (B, M, D), Z of the cells.
+            clustered: The clusters of its patches, the means of LN(X) over them and their Z, where Φ has clusters.
 
         Raises:
             ValueError: The number of tokens does not fit the grid, or something that Φ reads is not given.
@@ -161,9 +160,9 @@ class Phi(nn.Module):
             )
         if rows is None and self.attends:
             raise ValueError("the prefix tokens of this Φ attend: it must be given their rows of the MSA")
-        if (x is None and self.reads_x) or (self.pool and (cell_x is None or cell_z is None)):
-            raise ValueError("this Φ reads more than Z: it must be given x, and cell_x and cell_z where it has cells")
-        return self.map_tokens(z, grid, prefix, rows, x, cell_x, cell_z)
+        if (x is None and self.reads_x) or (clustered is None and self.pool):
+            raise ValueError("this Φ reads more than Z: it must be given x, and where it has clusters, clustered")
+        return self.map_tokens(z, grid, prefix, rows, x, clustered)
 
     @property
     def attends(self) -> bool:
@@ -172,28 +171,28 @@ class Phi(nn.Module):
 
     @property
     def keeps_msa(self) -> bool:
-        """Whether a part of the block's own MSA runs: for its prefix and suffix tokens, or over cells."""
+        """Whether a part of the block's own MSA runs: for its prefix and suffix tokens, or over clusters."""
         return self.attends or self.pool > 0
 
     @property
     def num_inputs(self) -> int:
         """How many inputs `patch_inputs` has."""
-        return 1 + (self.expand_x is not None) + (self.expand_cells is not None)
+        return 1 + (self.expand_x is not None) + (self.expand_clusters is not None)
 
-    def cells(self, grid: tuple[int, int]) -> Cells:
-        """The cells of a grid."""
-        return Cells(self.num_prefix_tokens, self.num_suffix_tokens, grid, self.pool)
+    def clusters(self, h: Tensor, grid: tuple[int, int]) -> Clusters:
+        """The clusters of tokens (B, P + H·W + S, D)."""
+        return Clusters.of(h, self.num_prefix_tokens, self.num_suffix_tokens, grid, self.pool)
 
-    def patch_inputs(self, grid: tuple[int, int], z: Tensor, x: Tensor | None, cell_x: Tensor | None) -> Tensor:
-        """What the hidden units read of the patches, (B, H·W, k·D): Z, LN(X), and its means over cells."""
+    def patch_inputs(self, grid: tuple[int, int], z: Tensor, x: Tensor | None, clustered: Clustered | None) -> Tensor:
+        """What the hidden units read of the patches, (B, H·W, k·D): Z, LN(X), and its means over clusters."""
         parts, patches = [z], slice(self.num_prefix_tokens, self.num_prefix_tokens + grid[0] * grid[1])
         if self.expand_x is not None:
             assert x is not None
             parts.append(x)
         parts = [part[:, patches] for part in parts]
-        if self.expand_cells is not None:
-            assert cell_x is not None
-            parts.append(self.cells(grid).spread(cell_x))
+        if self.expand_clusters is not None:
+            assert clustered is not None
+            parts.append(clustered.clusters.spread(clustered.x))
         return torch.cat(parts, dim=-1)
 
     def map_tokens(
@@ -203,8 +202,7 @@ class Phi(nn.Module):
         first: int,
         rows: Tensor | None = None,
         x: Tensor | None = None,
-        cell_x: Tensor | None = None,
-        cell_z: Tensor | None = None,
+        clustered: Clustered | None = None,
     ) -> Tensor:
         """Φ of tokens (B, N, D) whose patches start at `first`; every other token counts as a prefix token.
 
@@ -216,13 +214,13 @@ class Phi(nn.Module):
         last = first + grid[0] * grid[1]
         others = z.shape[1] - (last - first)
         room = others > 0 and self.reduce.in_features < self.reduce.out_features
-        out = self.checkpointed(self.convolve, self.hidden(z, grid, first, x, cell_x), grid)
+        out = self.checkpointed(self.convolve, self.hidden(z, grid, first, x, clustered), grid)
         out = self.checkpointed(self.project, out, (first, z.shape[1] - last) if room else (0, 0))
         if self.eca is not None:
             gate = self.eca(out[:, first:last] if room else out)
             out = out.mul_(gate) if may_overwrite(self) else out * gate
-        if cell_z is not None:
-            (out[:, first:last] if room else out).add_(self.cells(grid).spread(cell_z))
+        if clustered is not None:
+            (out[:, first:last] if room else out).add_(clustered.clusters.spread(clustered.z))
         if others == 0:
             return out
         prefix = rows
@@ -234,7 +232,9 @@ class Phi(nn.Module):
         out[:, last:] = prefix[:, first:]
         return out
 
-    def hidden(self, z: Tensor, grid: tuple[int, int], first: int, x: Tensor | None, cell_x: Tensor | None) -> Tensor:
+    def hidden(
+        self, z: Tensor, grid: tuple[int, int], first: int, x: Tensor | None, clustered: Clustered | None
+    ) -> Tensor:
         """The hidden units of the patches, (B, H·W, h), before the first GELU."""
         # All tokens go through the Linear, as a slice of Z would have to be copied, and Z may be wider than the hidden
         # units. Then the patches are copied out: GELU and the convolution are slow on a slice.
@@ -242,8 +242,9 @@ class Phi(nn.Module):
         if self.expand_x is not None:
             hidden += self.expand_x(x)
         hidden = hidden[:, first : first + grid[0] * grid[1]].contiguous()
-        if self.expand_cells is not None:
-            hidden += self.cells(grid).spread(self.expand_cells(cell_x))
+        if self.expand_clusters is not None:
+            assert clustered is not None
+            hidden += clustered.clusters.spread(self.expand_clusters(clustered.x))
         return hidden
 
     def checkpointed(self, step: Callable[..., Tensor], *args: Any) -> Tensor:

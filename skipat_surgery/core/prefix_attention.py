@@ -23,7 +23,7 @@ def attend(msa: Projections, h: Tensor, special: Special, training: bool) -> Ten
     Keys and values are absorbed where that takes fewer multiplications than making them, which it does while P·H < D.
     Keys that are normed, rotated or made by more than a Linear are made.
     """
-    own = special.of(h)
+    own = special.take(h)
     absorbs = own.shape[1] * msa.num_heads < h.shape[2]
     query = heads(msa.query.apply(own), msa.num_heads)
     query = query if msa.norm_query is None else msa.norm_query(query)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cells import Cells
+from .clusters import Clusters
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Special:
     prefix: int
     suffix: int
 
-    def of(self, x: Tensor, dim: int = 1) -> Tensor:
+    def take(self, x: Tensor, dim: int = 1) -> Tensor:
         """Those entries of a dimension as long as the tokens, the prefix first."""
         first = x.narrow(dim, 0, self.prefix)
         if self.suffix == 0:
@@ -74,7 +74,7 @@ def is_plain(linear: nn.Module) -> bool:
     return type(linear) is nn.Linear and type(linear.weight) in (Tensor, nn.Parameter) and not hooked
 
 
-def _no_bias(asking: Special | Cells) -> list[Tensor]:
+def _no_bias(asking: Special | Clusters) -> list[Tensor]:
     return []
 
 
@@ -112,9 +112,9 @@ class Projections:
     dropout: float
     norm_query: Callable[[Tensor], Tensor] | None = None
     norm_key: Callable[[Tensor], Tensor] | None = None
-    rotate: Callable[[Tensor, Cells | None], Tensor] | None = None
+    rotate: Callable[[Tensor, Clusters | None], Tensor] | None = None
     combine: Callable[[Tensor], Tensor] | None = None
-    bias: Callable[[Special | Cells], list[Tensor]] = _no_bias
+    bias: Callable[[Special | Clusters], list[Tensor]] = _no_bias
 
 
 def heads(x: Tensor, num_heads: int) -> Tensor:

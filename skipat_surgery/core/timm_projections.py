@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cells import Cells
+from .clusters import Clusters
 from .projections import Projection, Projections, Special
 
 READ = ("Attention", "AttentionRope", "DiffAttention", "EvaAttention", "RelPosAttention")
@@ -85,11 +85,10 @@ def _output(attention: Any, context: Tensor, asking: Tensor) -> Tensor:
     return attention.proj_drop(attention.proj(context))
 
 
-def _rotate(attention: Any, rope: Tensor, key: Tensor, cells: Cells | None) -> Tensor:
-    """Rotary keys (B, G, N, d) of all but the first tokens, patches or cells."""
-    if cells is not None:
-        sin, cos = rope.chunk(2, dim=-1)
-        rope = torch.cat(cells.rotation(sin, cos), dim=-1)
+def _rotate(attention: Any, rope: Tensor, key: Tensor, clusters: Clusters | None) -> Tensor:
+    """Rotary keys (B, G, N, d) of all but the first tokens, patches or clusters."""
+    if clusters is not None:
+        rope = rope.index_select(-2, clusters.seeds)
     first = attention.num_prefix_tokens
     apply = sys.modules[type(attention).__module__].apply_rot_embed_cat
     half = getattr(attention, "rotate_half", False)
@@ -97,17 +96,17 @@ def _rotate(attention: Any, rope: Tensor, key: Tensor, cells: Cells | None) -> T
 
 
 def _bias(
-    attention: Any, shared: Tensor | None, mask: Tensor | None, is_causal: bool, count: int, asking: Special | Cells
+    attention: Any, shared: Tensor | None, mask: Tensor | None, is_causal: bool, count: int, asking: Special | Clusters
 ) -> list[Tensor]:
     """The rows of masks and relative position biases that belong to the tokens that ask."""
-    biases = [asking.of(mask, dim=-2)] if mask is not None else []
+    biases = [asking.take(mask, dim=-2)] if mask is not None else []
     if is_causal:
-        biases.append(asking.of(torch.ones(count, count, dtype=torch.bool, device=_device(attention)).tril(), dim=-2))
+        biases.append(asking.take(torch.ones(count, count, dtype=torch.bool, device=_device(attention)).tril(), dim=-2))
     own = _relative_position_bias(attention, count)
     # BEiT adds what its blocks share to its own; the other kind has one or the other.
     if shared is not None and (own is None or hasattr(attention, "relative_position_bias_table")):
-        biases.append(asking.of(shared, dim=-2))
-    return biases if own is None else [*biases, asking.of(own, dim=-2)]
+        biases.append(asking.take(shared, dim=-2))
+    return biases if own is None else [*biases, asking.take(own, dim=-2)]
 
 
 def _device(attention: nn.Module) -> torch.device:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cells import Cells
+from .clusters import Clusters
 from .projections import Projection, Projections, Special
 
 
@@ -47,23 +47,23 @@ def _output(attention: Any, context: Tensor, asking: Tensor) -> Tensor:
     return _first(attention, "o_proj", "out_proj")(context)
 
 
-def _rotate(cls: type, cos: Tensor, sin: Tensor, key: Tensor, cells: Cells | None) -> Tensor:
-    """Rotary keys (B, H, N, d) of the patches or cells, the last tokens."""
-    if cells is not None:
-        cos, sin = cells.rotation(cos, sin)
+def _rotate(cls: type, cos: Tensor, sin: Tensor, key: Tensor, clusters: Clusters | None) -> Tensor:
+    """Rotary keys (B, H, N, d) of the patches or clusters, the last tokens."""
+    if clusters is not None:
+        cos, sin = (part.index_select(-2, clusters.seeds) for part in (cos, sin))
     patches = sin.shape[-2]
     special, key = key.split((key.shape[-2] - patches, patches), dim=-2)
     rotate_half = sys.modules[cls.__module__].rotate_half
     return torch.cat([special, key * cos + rotate_half(key) * sin], dim=-2)
 
 
-def _masked_rows(mask: Any, asking: Special | Cells) -> list[Tensor]:
+def _masked_rows(mask: Any, asking: Special | Clusters) -> list[Tensor]:
     """The rows of a mask or of a relative position bias (B or 1, H or 1, N, N) that belong to the tokens that ask."""
     if mask is None:
         return []
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         raise TypeError(
-            "prefix tokens and cells that attend honour a mask (B, 1, N, N) or none; this attention implementation "
+            "prefix tokens and clusters that attend honour a mask (B, 1, N, N) or none; this attention implementation "
             "makes another kind: use attn_implementation='sdpa' or 'eager', or PhiConfig(prefix='mix', pool=0)"
         )
-    return [mask if mask.shape[2] == 1 else asking.of(mask, dim=2)]
+    return [mask if mask.shape[2] == 1 else asking.take(mask, dim=2)]
