@@ -22,20 +22,25 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def phi(
-    weights: dict[str, Tensor], z: Tensor, prefix: int, grid: tuple[int, int], x: Tensor | None = None, pool: int = 0
+    weights: dict[str, Tensor],
+    z: Tensor,
+    prefix: int,
+    grid: tuple[int, int],
+    x: Tensor | None = None,
+    seed: Tensor | None = None,
 ) -> Tensor:
     """Φ (paper Eq. 5-8): FC, GELU, depthwise convolution, GELU, FC, ECA on the patches; the prefix as configured.
 
-    The FC may read LN(X), and its mean over the cell of each patch, beside Z.
+    The FC may read LN(X), and its mean over the patches with the same seed, beside Z.
     """
     height, width = grid
     patches = z[:, prefix:]
     hidden = torch.einsum("bnd,hd->bnh", patches, weights["expand.weight"]) + weights["expand.bias"]
     if "expand_x.weight" in weights:
         hidden = hidden + torch.einsum("bnd,hd->bnh", x[:, prefix:], weights["expand_x.weight"])
-    if "expand_cells.weight" in weights:
-        means = torch.einsum("mn,bnd->bmd", averaging(grid, pool, 0).to(x.dtype), x[:, prefix:])
-        hidden = hidden + torch.einsum("bnd,hd->bnh", means, weights["expand_cells.weight"])
+    if "expand_clusters.weight" in weights:
+        means = torch.einsum("bmn,bnd->bmd", averaging(seed).to(x.dtype), x[:, prefix:])
+        hidden = hidden + torch.einsum("bnd,hd->bnh", means, weights["expand_clusters.weight"])
     hidden = gelu(hidden)
     kernel, bias = weights["depthwise.weight"], weights["depthwise.bias"]
     side = kernel.shape[-1]
@@ -60,59 +65,70 @@ def phi(
     return torch.cat([first, out], dim=1)
 
 
-def averaging(grid: tuple[int, int], side: int, prefix: int, suffix: int = 0) -> Tensor:
-    """The matrix (N, N) that gives every patch the mean of its cell of side × side patches, and leaves others alone."""
-    rows, columns = torch.meshgrid(*(torch.arange(length) // side for length in grid), indexing="ij")
-    cell = (rows * grid[1] + columns).flatten()
-    same = (cell[:, None] == cell[None, :]).double()
-    return torch.block_diag(
-        torch.eye(prefix).double(), same / same.sum(dim=1, keepdim=True), torch.eye(suffix).double()
-    )
+def seeds(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """For patches (B, H·W, D), which patch is the seed of each (B, H·W): of the first of every side × side, the one
+    with the greatest cosine."""
+    places = [row * grid[1] + column for row in range(0, grid[0], side) for column in range(0, grid[1], side)]
+    length = x.square().sum(dim=2).sqrt()
+    cosines = torch.einsum("bnd,bmd->bnm", x, x[:, places]) / (length[:, :, None] * length[:, None, places])
+    return torch.tensor(places)[cosines.argmax(dim=2)]
 
 
-def at_cells(msa: nn.Module, args: tuple, kwargs: dict, mean: Tensor, prefix: int, suffix: int = 0) -> Tensor:
-    """Z where every patch, and where it lies, gives way to the mean of its cell, as the host's own MSA makes it.
+def averaging(seed: Tensor) -> Tensor:
+    """The matrices (B, N, N) that give every token the mean of those with the same seed (B, N)."""
+    same = (seed[:, :, None] == seed[:, None, :]).double()
+    return same / same.sum(dim=2, keepdim=True)
+
+
+def at_clusters(msa: nn.Module, args: tuple, kwargs: dict, seed: Tensor, prefix: int) -> Tensor:
+    """Z where every patch gives way to the mean of its cluster and lies where the seed lies, by the host's own MSA.
 
     Args:
         msa: Of the host.
         args: Of its forward.
         kwargs: Of its forward.
-        mean: What `averaging` gives.
+        seed: (B, H·W), what `seeds` gives.
         prefix: Number of tokens before the patches.
-        suffix: Number of tokens after them.
     """
-    patches = mean.shape[0] - prefix - suffix
-    of_patches = mean[prefix : prefix + patches, prefix : prefix + patches]
+    h = args[0] if args else kwargs["hidden_states"]
+    others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+    with ExitStack() as undo:
+        for module in msa.modules():  # the host must not take this run's attention maps for the block's own
+            undo.callback(setattr, module, "_forward_hooks", module._forward_hooks)
+            module._forward_hooks = OrderedDict()
+        return torch.cat(
+            [_at_clusters_of_one(msa, h, number, args[1:], others, seed[number], prefix) for number in range(len(h))]
+        )
 
-    def directions(parts: list[Tensor]) -> list[Tensor]:
-        """Sines and cosines (…, N, d) at the mean angle."""
-        means = [of_patches.to(part.dtype) @ part for part in parts]
-        length = sum(part.square() for part in means).sqrt()
-        return [part / length.clamp(min=1e-6) for part in means]  # opposite angles have no mean
+
+def _at_clusters_of_one(
+    msa: nn.Module, h: Tensor, number: int, args: tuple, kwargs: dict, seed: Tensor, prefix: int
+) -> Tensor:
+    """Of one image of a batch."""
+    batch, count, patches = h.shape[0], h.shape[1], len(seed)
+    places = torch.arange(count)
+    places[prefix : prefix + patches] = prefix + seed
 
     def moved(value):
         if isinstance(value, tuple):
-            return tuple(directions(list(value)))
+            return tuple(map(moved, value))
         if not isinstance(value, Tensor):
             return value
-        if value.shape[-2:] == mean.shape:
-            return mean.to(value.dtype) @ value @ mean.to(value.dtype).T
-        if value.shape[-2] == patches:
-            return torch.cat(directions(list(value.chunk(2, dim=-1))), dim=-1)
-        return value
+        if value.ndim == 4 and value.shape[0] == batch:
+            value = value[number : number + 1]
+        if value.shape[-2:] == (count, count):
+            return value[..., places, :][..., places]
+        return value[..., seed, :] if value.shape[-2] == patches else value
 
-    h = args[0] if args else kwargs["hidden_states"]
-    others = {name: moved(value) for name, value in kwargs.items() if name != "hidden_states"}
     with ExitStack() as undo:
         for owner, name in ((msa, "_get_rel_pos_bias"), (getattr(msa, "rel_pos", None), "get_bias")):
             if hasattr(owner, name) and getattr(owner, "relative_position_bias_table", owner) is not None:
                 bias = moved(getattr(owner, name)())
                 setattr(owner, name, lambda bias=bias: bias)
                 undo.callback(delattr, owner, name)
-        for module in msa.modules():  # the host must not take this run's attention maps for the block's own
-            undo.callback(setattr, module, "_forward_hooks", module._forward_hooks)
-            module._forward_hooks = OrderedDict()
-        out = msa.forward(mean.to(h.dtype) @ h, *map(moved, args[1:]), **others)
+        mean = averaging(places[None])[0].to(h.dtype)
+        kwargs = {name: moved(value) for name, value in kwargs.items()}
+        out = msa.forward(mean @ h[number : number + 1], *map(moved, args), **kwargs)
     return out[0] if isinstance(out, tuple) else out
 
 
@@ -125,9 +141,10 @@ def phi_weights(cut_block: nn.Module) -> dict[str, Tensor]:
 def _skipped(msa: nn.Module, cut_block: nn.Module, h: Tensor, z: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
     """Z of a skipped block: Φ's, and where its MSA is kept in part, what that gives."""
     pool = cut_block.phi.pool
-    made = phi(phi_weights(cut_block), z, prefix, grid, h, pool)
+    seed = seeds(h[:, prefix:], grid, pool) if pool else None
+    made = phi(phi_weights(cut_block), z, prefix, grid, h, seed)
     if pool:
-        coarse = at_cells(msa, (h,), {}, averaging(grid, pool, prefix), prefix)
+        coarse = at_clusters(msa, (h,), {}, seed, prefix)
         made = torch.cat([made[:, :prefix], made[:, prefix:] + coarse[:, prefix:]], dim=1)
     if cut_block.phi.prefix == "attend":
         own = msa(h)
@@ -192,7 +209,7 @@ def paper_equations(
         prefix: Number of tokens before the patches.
         suffix: Number of tokens after them, which Φ treats like those before.
         attends: The skipped blocks whose prefix and suffix tokens keep what the MSA gives them.
-        pools: The sides of the cells over which the MSA of skipped blocks still runs.
+        pools: The sides p of the skipped blocks whose MSA still runs, over one cluster for p × p patches.
     """
     z: dict[int, Tensor] = {}
 
@@ -209,10 +226,10 @@ def paper_equations(
                 return torch.cat([tokens[:, :prefix], tokens[:, end:], tokens[:, prefix:end]], dim=1)
 
             h, special, side = args[0] if args else kwargs["hidden_states"], prefix + suffix, pools.get(index, 0)
-            after = phi(weights[index], patches_last(before), special, grid, patches_last(h), side)
+            seed = seeds(h[:, prefix:end], grid, side) if side else None
+            after = phi(weights[index], patches_last(before), special, grid, patches_last(h), seed)
             if side:
-                mean = averaging(grid, side, prefix, suffix)
-                coarse = patches_last(at_cells(module, args, kwargs, mean, prefix, suffix))
+                coarse = patches_last(at_clusters(module, args, kwargs, seed, prefix))
                 after = torch.cat([after[:, :special], after[:, special:] + coarse[:, special:]], dim=1)
             if index in attends:
                 own = output[0] if is_tuple else output

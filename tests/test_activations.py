@@ -133,7 +133,7 @@ def test_a_hook_sees_what_it_would_see_in_the_host(place):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("phi", [PhiConfig(pool=0), PhiConfig.paper()], ids=["no cells", "paper"])
+@pytest.mark.parametrize("phi", [PhiConfig(pool=0), PhiConfig.paper()], ids=["no clusters", "paper"])
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_forward_peaks_no_higher_than_the_untouched_models(host, phi):
     """Weights apart."""

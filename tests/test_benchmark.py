@@ -20,6 +20,7 @@ import skipat_surgery
 from benchmarks import alternatives, profiles, sweep
 from skipat_surgery import PhiConfig
 from skipat_surgery.commands import benchmark as command
+from skipat_surgery.core.clusters import Clustered
 from skipat_surgery.measure import timing
 from skipat_surgery.measure.benchmark import LIMIT, UNTOUCHED, Comparison, Rival, Row, benchmark, summary
 from skipat_surgery.measure.counting import gflops
@@ -279,7 +280,9 @@ def test_phi_gives_the_same_numbers_with_and_without_gradients():
         z = torch.randn(2, 17, 32)
         given = {"rows": torch.randn(2, 1, 32)} if phi.attends else {}
         given |= {"x": torch.randn(2, 17, 32)} if phi.reads_x else {}
-        given |= {"cell_x": torch.randn(2, 4, 32), "cell_z": torch.randn(2, 4, 32)} if phi.pool else {}
+        if phi.pool:
+            clusters = phi.clusters(given["x"], (4, 4))
+            given["clustered"] = Clustered(clusters, torch.randn(2, 4, 32), torch.randn(2, 4, 32))
         before = z.clone()
         with torch.no_grad():
             found = phi(z, (4, 4), **given)

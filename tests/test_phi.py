@@ -11,6 +11,7 @@ from timm.layers import Attention
 from torch import nn
 
 from skipat_surgery import Phi, PhiConfig
+from skipat_surgery.core.clusters import Clustered
 from skipat_surgery.core.depthwise import DepthwiseConv2d
 from skipat_surgery.measure.memory import peak_memory
 
@@ -41,15 +42,16 @@ def test_equals_the_plain_reference(config, prefix, grid):
     phi = random_phi(config, prefix)
     z = torch.randn(3, prefix + grid[0] * grid[1], 16, dtype=torch.float64)
     x = torch.randn_like(z)
-    expected = reference.phi(dict(phi.named_parameters()), z, prefix, grid, x, config.pool)
+    seed = reference.seeds(x[:, prefix:], grid, config.pool) if config.pool else None
+    expected = reference.phi(dict(phi.named_parameters()), z, prefix, grid, x, seed)
     given = {"x": x} if config.reads_x else {}
     if phi.attends:
         given["rows"] = expected[:, :prefix] = torch.randn(3, prefix, 16, dtype=torch.float64)
     if config.pool:
-        cells = phi.cells(grid)
-        given["cell_x"] = cells.means(x[:, prefix:])
-        given["cell_z"] = torch.randn_like(given["cell_x"])
-        expected[:, prefix:] += cells.spread(given["cell_z"])
+        clusters = phi.clusters(x, grid)
+        means = clusters.means(x)[:, prefix:]
+        given["clustered"] = Clustered(clusters, means, torch.randn_like(means))
+        expected[:, prefix:] += clusters.spread(given["clustered"].z)
     torch.testing.assert_close(phi(z, grid, **given), expected, atol=1e-12, rtol=0)
 
 
@@ -60,7 +62,7 @@ def test_rows_of_tokens_that_attend_must_be_given():
 
 @pytest.mark.parametrize("config", [PhiConfig(pool=0, prefix="pass"), PhiConfig(reads_x=False, prefix="pass")])
 def test_all_that_phi_reads_must_be_given(config):
-    with pytest.raises(ValueError, match="this Φ reads more than Z: it must be given x, and cell_x and cell_z"):
+    with pytest.raises(ValueError, match="this Φ reads more than Z: it must be given x, and where it has clusters"):
         random_phi(config)(torch.randn(2, 1 + 4, 16, dtype=torch.float64), (2, 2))
 
 

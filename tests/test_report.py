@@ -44,12 +44,13 @@ def test_prefix_tokens_that_attend_are_counted(vit):
     assert kept == 2 * d * 16 + d + 16 + 10 * 16  # Φ comes, and neither the norm nor a projection goes
 
 
-def test_the_msa_of_cells_is_counted(vit):
+def test_the_msa_of_clusters_is_counted(vit):
     report = skipat_surgery.report(skipat_surgery.apply(vit, [2], PhiConfig(expansion=0.5, prefix="pass")))
-    tokens, patches, cells, d, mlp = 17, 16, 4, 32, 48
-    phi = (tokens + tokens + cells + tokens) * d * 16 + 9 * patches * 16  # of Z, LN(X) and its cells, and back
-    msa = (2 * cells + 2 * (cells + 1)) * d * d + 2 * cells * (cells + 1) * d
-    assert report.blocks[2].macs_after == phi + msa + 2 * tokens * d * mlp
+    tokens, patches, clusters, d, mlp = 17, 16, 4, 32, 48
+    phi = (tokens + tokens + clusters + tokens) * d * 16 + 9 * patches * 16  # of Z, LN(X) and its clusters, and back
+    msa = (2 * clusters + 2 * (clusters + 1)) * d * d + 2 * clusters * (clusters + 1) * d
+    alike = tokens * clusters * d  # each token with each seed
+    assert report.blocks[2].macs_after == phi + msa + alike + 2 * tokens * d * mlp
 
 
 def test_it_reads_well(vit):

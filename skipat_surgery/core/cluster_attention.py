@@ -2,7 +2,8 @@
 
 With C the mean over clusters, Z_clusters = MSA(C LN(X)), where the key of a cluster counts as often as it has patches:
 the logarithm of their number is added to the scores (ToMe, arXiv 2210.09461, "Proportional Attention"). That is what
-the MSA gives where all patches of a cluster are alike. A cluster lies, and is masked, where its seed is. With a seed for every 2×2 patches it takes a quarter of the projections and a sixteenth of the attention.
+the MSA gives where all patches of a cluster are alike. A cluster lies, and is masked, where its seed is. With a seed
+for every 2×2 patches it takes a quarter of the projections and a sixteenth of the attention.
 """
 
 from __future__ import annotations

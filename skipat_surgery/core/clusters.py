@@ -44,7 +44,7 @@ class Clusters:
         with torch.no_grad():
             alike = h @ F.normalize(h[:, prefix + seeds], dim=-1).mT
             places = prefix + suffix + alike[:, prefix : prefix + count].argmax(dim=-1)
-            special = torch.arange(prefix + suffix, device=h.device).expand(len(h), -1)
+            special = torch.arange(prefix + suffix, device=h.device).expand(h.shape[0], -1)
             places = torch.cat([special[:, :prefix], places, special[:, prefix:]], dim=1)
         return cls(prefix, suffix, seeds, places)
 
@@ -63,12 +63,11 @@ class Clusters:
 
     def spread(self, values: Tensor) -> Tensor:
         """(B, M, D) to (B, H·W, D): each patch has what its cluster has."""
-        batch, clusters = values.shape[:2]
-        patches = slice(self.prefix, self.places.shape[1] - self.suffix)
-        index = _flat(self.places[:, patches] - self.special, clusters)
-        return values.flatten(0, 1).index_select(0, index).unflatten(0, (batch, -1))
+        places = self.places[:, self.prefix : self.places.shape[1] - self.suffix] - self.special
+        index = _flat(places, values.shape[1])
+        return values.flatten(0, 1).index_select(0, index).unflatten(0, places.shape)
 
-    def take(self, x: Tensor, dim: int) -> Tensor:
+    def take(self, x: Tensor, dim: int = 1) -> Tensor:
         """The special tokens and the seeds, (P + S + M) of a dimension that is as long as the tokens."""
         count = self.places.shape[1]
         special = torch.arange(self.special, device=x.device)
@@ -76,9 +75,9 @@ class Clusters:
         return x.index_select(dim, torch.cat([special, self.prefix + self.seeds]))
 
     def _sums(self, x: Tensor) -> Tensor:
-        size = self.special + len(self.seeds)
-        sums = x.new_zeros(len(x) * size, x.shape[-1])
-        return sums.index_add(0, _flat(self.places, size), x.flatten(0, 1)).unflatten(0, (-1, size))
+        size = self.special + self.seeds.shape[0]
+        sums = x.new_zeros(x.shape[0] * size, x.shape[-1])
+        return sums.index_add(0, _flat(self.places, size), x.flatten(0, 1)).unflatten(0, (x.shape[0], size))
 
 
 @dataclass(frozen=True)
@@ -98,5 +97,5 @@ class Clustered:
 
 def _flat(places: Tensor, size: int) -> Tensor:
     """Places (B, n) of each of B images, as places in all of them, one after the other."""
-    first = size * torch.arange(len(places), device=places.device)
+    first = size * torch.arange(places.shape[0], device=places.device)
     return (places + first[:, None]).flatten()

@@ -53,9 +53,9 @@ def equations(
     weights = weights or phi_weights(case, cut)
     phis = {i: block.phi for i, block in skipped_blocks(case, cut).items()}
     attends = {i for i, phi in phis.items() if phi.attends}  # their prefix and suffix tokens
-    cells = {i: phi.pool for i, phi in phis.items() if phi.pool}
+    pools = {i: phi.pool for i, phi in phis.items() if phi.pool}
     grid = case.grid(images)
-    return reference.paper_equations(stock, case.msa, DEPTH, weights, grid, case.prefix, case.suffix, attends, cells)
+    return reference.paper_equations(stock, case.msa, DEPTH, weights, grid, case.prefix, case.suffix, attends, pools)
 
 
 def unless_the_stock_model_fails_too(case: Case, check: Callable[[nn.Module], Any]) -> None:

@@ -1,0 +1,41 @@
+"""Clusters of alike patches, by value."""
+
+from __future__ import annotations
+
+import pytest
+import reference
+import torch
+
+from skipat_surgery.core.clusters import Clusters
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (5, 7), (1, 6), (3, 2)], ids=str)
+@pytest.mark.parametrize(("prefix", "suffix"), [(0, 0), (1, 0), (2, 3)])
+def test_patches_join_the_seed_of_greatest_cosine_and_share_its_mean(grid, prefix, suffix):
+    torch.manual_seed(0)
+    count = grid[0] * grid[1]
+    x = torch.randn(3, prefix + count + suffix, 8, dtype=torch.float64)
+    clusters = Clusters.of(x, prefix, suffix, grid, 2)
+    patches = x[:, prefix : prefix + count]
+    seed = reference.seeds(patches, grid, 2)
+    means = clusters.means(x)
+    special = torch.cat([x[:, :prefix], x[:, prefix + count :]], dim=1)
+    assert torch.equal(means[:, : prefix + suffix], special)
+    expected = reference.averaging(seed) @ patches
+    torch.testing.assert_close(clusters.spread(means[:, prefix + suffix :]), expected, atol=1e-12, rtol=0)
+    assert clusters.counts().sum(dim=1).tolist() == [x.shape[1]] * 3
+    assert torch.equal(clusters.take(x), torch.cat([special, patches[:, clusters.seeds]], dim=1))
+
+
+def test_a_cluster_whose_seed_is_another_seeds_like_is_empty_and_harmless():
+    x = torch.ones(1, 1 + 16, 4)
+    clusters = Clusters.of(x, 1, 0, (4, 4), 2)
+    assert clusters.counts().tolist() == [[1, 16, 0, 0, 0]]
+    assert torch.equal(clusters.means(x), torch.tensor([[[1.0] * 4, [1.0] * 4, *[[0.0] * 4] * 3]]))
+
+
+def test_gradients_reach_the_members():
+    torch.manual_seed(0)
+    x = torch.randn(2, 1 + 9, 4, dtype=torch.float64, requires_grad=True)
+    clusters = Clusters.of(x, 1, 0, (3, 3), 2)
+    torch.autograd.gradcheck(lambda x: clusters.spread(clusters.means(x)[:, 1:]), x)
