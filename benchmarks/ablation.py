@@ -96,7 +96,7 @@ ROWS = {
     ),
     "reads LN(X)": replace(BASE, phi=replace(PHI, reads_x=True)),
     "prefix attend": replace(BASE, phi=replace(PHI, prefix="attend")),
-    "prefix attend with MSA of 2×2 cells and LN(X)": replace(
+    "prefix attend with MSA of clusters and LN(X)": replace(
         BASE, phi=replace(PHI, prefix="attend", pool=2, reads_x=True)
     ),
     "kernel 3": replace(BASE, phi=replace(PHI, kernel_size=3)),

@@ -115,7 +115,7 @@ class MergingBlock(nn.Module):
             places = torch.arange(count, device=x.device).expand(batch, -1)
             self.tokens[:] = [Tokens(None, places)]
         tokens = self.tokens[0]
-        h = self.norm(x)
+        h = self.norm.forward(x)  # in a cut model, a call wants what the host's own block brings
         msa = _weighted(self.projections(self.msa, h), tokens.sizes)
         if self.phi is not None:
             z, keys = self._phi(msa, h, tokens), None

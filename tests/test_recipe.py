@@ -370,12 +370,12 @@ def test_which_blocks_to_skip(teacher, tmp_path):
 def test_the_ablation_trains_rows_and_goes_on_where_it_was(teacher, tmp_path):
     (tmp_path / "ablation.json").write_text(json.dumps({"Z = 0": [{"agreement": 0.125, "seconds": 1.0}]}))
     options = ["--model", str(teacher), "--max_steps", "2", "--test_images", "64", "--solve_images", "512"]
-    rows = "Z = 0,prefix attend with MSA of 2×2 cells and LN(X)"
+    rows = "Z = 0,prefix attend with MSA of clusters and LN(X)"
     done = script("benchmarks/ablation.py", *options, "--output_dir", str(tmp_path), "--rows", rows)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "ablation.json").read_text())
     assert found["Z = 0"] == [{"agreement": 0.125, "seconds": 1.0}]
-    (row,) = found["prefix attend with MSA of 2×2 cells and LN(X)"]
+    (row,) = found["prefix attend with MSA of clusters and LN(X)"]
     assert (row["images"], row["agreement"] > 0.7) == (64, True)
     assert "| Z = 0 | 1 | – | 12.50 |" in (tmp_path / "ablation.md").read_text()
 
