@@ -41,7 +41,7 @@ UNTOUCHED = "untouched"
 PHIS = {
     "": PhiConfig(),
     "of Z": PhiConfig(pool=0, reads_x=False),
-    "off the grid": PhiConfig(pool=0, kernel_size=1),
+    "off the grid": PhiConfig(pool=4, kernel_size=1),
 }
 ROW = re.compile(rf"(?:cut (?P<skip>[\d+-]+) ?(?P<phi>{'|'.join(filter(None, PHIS))})? ?)?(?:merge (?P<r>\d+))?")
 

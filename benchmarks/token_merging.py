@@ -7,7 +7,7 @@ alike by cosine; the r best matches become one token each, the mean weighted by 
 Special tokens are never merged. After the last block every patch gets the value of the token that it went into.
 
 In a cut model only attended blocks merge, as skipped ones have no keys, and Z is merged with its token. Skipped blocks
-work on the tokens that are left, which lie on no grid any more.
+work on the tokens that are left, which lie on no grid any more: clusters have a seed every p tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from skipat_surgery.core.cluster_attention import attend_clusters
+from skipat_surgery.core.clusters import Clustered, Clusters
 from skipat_surgery.core.phi import Phi
 from skipat_surgery.core.prefix_attention import attend
 from skipat_surgery.core.projections import Projections, Special, heads, shared
@@ -131,10 +133,13 @@ class MergingBlock(nn.Module):
     def _phi(self, msa: Projections, h: Tensor, tokens: Tokens) -> Tensor:
         assert self.phi is not None
         assert tokens.z is not None
-        given = {"x": h} if self.phi.reads_x else {}
+        given: dict[str, Any] = {"x": h} if self.phi.reads_x else {}
+        grid = (1, h.shape[1] - self.special.prefix)
         if self.phi.attends:
             given["rows"] = attend(msa, h, self.special, training=False)
-        return self.phi(tokens.z, (1, h.shape[1] - self.special.prefix), **given)
+        if self.phi.pool:
+            given["clustered"] = _clustered(msa, h, self.phi.clusters(h, grid), tokens.sizes)
+        return self.phi(tokens.z, grid, **given)
 
     def _merge(self, x: Tensor, keys: Tensor, tokens: Tokens) -> Tensor:
         room = (x.shape[1] - self.special.prefix) // 2
@@ -163,10 +168,10 @@ def merge_tokens(model: nn.Module, r: int | Sequence[int]) -> nn.Module:
     counts = [r] * len(tower.blocks) if isinstance(r, int) else list(r)
     for index in tower.skip:
         phi = tower.config.phi[index]
-        if phi.kernel_size > 1 or phi.pool:
+        if phi.kernel_size > 1:
             raise ValueError(
-                f"merged tokens lie on no grid, which Φ of block {index} needs (kernel_size={phi.kernel_size}, "
-                f"pool={phi.pool}); cut with PhiConfig(kernel_size=1, pool=0) to merge tokens as well"
+                f"merged tokens lie on no grid, which the convolution of Φ of block {index} needs (kernel_size="
+                f"{phi.kernel_size}); cut with PhiConfig(kernel_size=1) to merge tokens as well"
             )
     blocks = [MergingBlock(tower, index, count) for index, count in enumerate(counts)]
     for index, block in enumerate(blocks):
@@ -183,6 +188,16 @@ def _attention(msa: Projections, h: Tensor) -> tuple[Tensor, Tensor]:
     (bias,) = msa.bias(Special(0, 0)) or (None,)
     read = F.scaled_dot_product_attention(query, key, value, bias, scale=msa.scale)
     return msa.output(read.transpose(1, 2).flatten(2), h), key.mean(dim=1)
+
+
+def _clustered(msa: Projections, h: Tensor, clusters: Clusters, sizes: Tensor | None) -> Clustered:
+    """Clusters of tokens that stand for several: their means, and their weight as keys, count them so."""
+    sizes = h.new_ones(h.shape[:2]) if sizes is None else sizes
+    mean_size = clusters.means(sizes[..., None])
+    tokens = clusters.means(h * sizes[..., None]) / mean_size
+    own = mean_size[..., 0].gather(1, clusters.places)
+    msa = replace(msa, bias=lambda asking: [own.log()[:, None, None]])
+    return Clustered(clusters, tokens[:, clusters.special :], attend_clusters(msa, tokens, clusters, training=False))
 
 
 def _weighted(msa: Projections, sizes: Tensor | None) -> Projections:

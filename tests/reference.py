@@ -67,11 +67,13 @@ def phi(
 
 def seeds(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     """For patches (B, H·W, D), which patch is the seed of each (B, H·W): of the first of every side × side, the one
-    with the greatest cosine."""
+    with the greatest cosine; a seed is its own."""
     places = [row * grid[1] + column for row in range(0, grid[0], side) for column in range(0, grid[1], side)]
     length = x.square().sum(dim=2).sqrt()
     cosines = torch.einsum("bnd,bmd->bnm", x, x[:, places]) / (length[:, :, None] * length[:, None, places])
-    return torch.tensor(places)[cosines.argmax(dim=2)]
+    found = torch.tensor(places)[cosines.argmax(dim=2)]
+    found[:, places] = torch.tensor(places)
+    return found
 
 
 def averaging(seed: Tensor) -> Tensor:

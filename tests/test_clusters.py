@@ -27,11 +27,11 @@ def test_patches_join_the_seed_of_greatest_cosine_and_share_its_mean(grid, prefi
     assert torch.equal(clusters.take(x), torch.cat([special, patches[:, clusters.seeds]], dim=1))
 
 
-def test_a_cluster_whose_seed_is_another_seeds_like_is_empty_and_harmless():
+def test_no_cluster_is_empty_where_all_patches_are_the_same():
     x = torch.ones(1, 1 + 16, 4)
     clusters = Clusters.of(x, 1, 0, (4, 4), 2)
-    assert clusters.counts().tolist() == [[1, 16, 0, 0, 0]]
-    assert torch.equal(clusters.means(x), torch.tensor([[[1.0] * 4, [1.0] * 4, *[[0.0] * 4] * 3]]))
+    assert clusters.counts().tolist() == [[1, 13, 1, 1, 1]]
+    assert torch.equal(clusters.means(x), torch.ones(1, 5, 4))
 
 
 def test_gradients_reach_the_members():

@@ -79,13 +79,15 @@ def test_tokens_that_are_the_same_can_be_merged_freely(model):
 
 
 @torch.no_grad()
-def test_a_cut_model_merges_too(model):
-    phi = PhiConfig(pool=0, kernel_size=1)
+@pytest.mark.parametrize("pool", [0, 2])
+def test_a_cut_model_merges_too(model, pool):
+    phi = PhiConfig(pool=pool, kernel_size=1)
     cut = skipat_surgery.apply(copy.deepcopy(model), [2, 3], phi).eval()
     for parameter in cut.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    torch.testing.assert_close(merge_tokens(cut, 0)(images), cut(images), atol=1e-10, rtol=0)
+    if not pool:  # with clusters, other patches are the seeds
+        torch.testing.assert_close(merge_tokens(cut, 0)(images), cut(images), atol=1e-10, rtol=0)
     cut.pos_embed.zero_()
     images = torch.ones_like(images)
     torch.testing.assert_close(merge_tokens(cut, 4)(images), cut(images), atol=1e-10, rtol=0)
@@ -93,5 +95,5 @@ def test_a_cut_model_merges_too(model):
 
 def test_a_phi_that_needs_the_grid_is_refused(model):
     cut = skipat_surgery.apply(model, [2], PhiConfig())
-    with pytest.raises(ValueError, match=r"merged tokens lie on no grid, which Φ of block 2 needs .*kernel_size=1"):
+    with pytest.raises(ValueError, match=r"on no grid, which the convolution of Φ of block 2 needs .*kernel_size=1"):
         merge_tokens(cut, 2)

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 class Clusters:
     """The special tokens, each by itself, and the clusters of an image's patches.
 
-    Nothing but the members depends on the image: there are as many clusters as seeds, and no sorting is needed. A
-    cluster whose seed is the like of an earlier one may be empty.
+    Nothing but the members depends on the image: there are as many clusters as seeds, and no sorting is needed.
 
     Args:
         prefix: Tokens before the patches.
@@ -24,11 +23,11 @@ class Clusters:
         places: (B, N), the place of each token among the special tokens, the prefix first, and the M clusters.
 
     Example:
-        >>> h = torch.tensor([[[9.0, 9], [1, 0], [0, 1], [3, 0.1], [0, 3]]])  # CLS, and a row of four patches
+        >>> h = torch.tensor([[[9.0, 9], [1, 0], [0, 1], [0.1, 3], [3, 0.1]]])  # CLS, and a row of four patches
         >>> Clusters.of(h, prefix=1, suffix=0, grid=(2, 2), side=2).places
         tensor([[0, 1, 1, 1, 1]])
         >>> Clusters.of(h, prefix=1, suffix=0, grid=(1, 4), side=2).places
-        tensor([[0, 1, 1, 2, 1]])
+        tensor([[0, 1, 2, 2, 1]])
     """
 
     prefix: int
@@ -44,6 +43,8 @@ class Clusters:
         with torch.no_grad():
             alike = h @ F.normalize(h[:, prefix + seeds], dim=-1).mT
             places = prefix + suffix + alike[:, prefix : prefix + count].argmax(dim=-1)
+            # A seed stays its own even where another is its like, so that no cluster is empty.
+            places[:, seeds] = prefix + suffix + torch.arange(seeds.shape[0], device=h.device)
             special = torch.arange(prefix + suffix, device=h.device).expand(h.shape[0], -1)
             places = torch.cat([special[:, :prefix], places, special[:, prefix:]], dim=1)
         return cls(prefix, suffix, seeds, places)
@@ -59,7 +60,7 @@ class Clusters:
 
     def means(self, x: Tensor) -> Tensor:
         """(B, N, D) to (B, P + S + M, D): the special tokens, and the mean of each cluster."""
-        return self._sums(x) / self.counts().clamp(min=1)[..., None].to(x.dtype)
+        return self._sums(x) / self.counts()[..., None].to(x.dtype)
 
     def spread(self, values: Tensor) -> Tensor:
         """(B, M, D) to (B, H·W, D): each patch has what its cluster has."""
