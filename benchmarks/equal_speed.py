@@ -18,7 +18,6 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from subjects import Classifier, Saliency, Subject
@@ -108,7 +107,11 @@ class EqualSpeed:
         self.output = Path(args.output_dir)
         self.output.mkdir(parents=True, exist_ok=True)
         self.file = self.output / "equal_speed.json"
-        self.done: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        of = {name: getattr(args, name) for name in ("subject", "image_size", "solve_images", "test_images")}
+        stored = json.loads(self.file.read_text()) if self.file.exists() else {"of": of, "rows": {}}
+        if stored["of"] != of:
+            raise ValueError(f"--output_dir holds rows of {stored['of']}, not of {of}; choose another")
+        self.stored, self.done = stored, stored["rows"]
         self.subject: Subject = (
             Saliency(args.test_images, args.image_size) if args.subject == "saliency" else Classifier(args.test_images)
         )
@@ -120,7 +123,7 @@ class EqualSpeed:
             models[name] = row.make(self.subject, self.args.solve_images)
             if name not in self.done:
                 self.done[name] = self.subject.measure(models[name])
-                run_state.write_json(self.file, self.done)
+                run_state.write_json(self.file, self.stored)
         speeds = self.speeds(models)
         where = f"`python {shlex.join(sys.argv)}`, {machine(torch.device('cpu'))}, torch {torch.__version__}"
         text = f"{self.table(speeds)}\n\n{where}\n"
