@@ -55,7 +55,7 @@ def test_it_measures_what_rows_say_and_goes_on_where_it_was(monkeypatch, tmp_pat
     table = (tmp_path / "equal_speed.md").read_text()
     assert f"{found['cut 2+3 of Z']['cosine']:.4f}" in table
     assert (tmp_path / "equal_speed.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match="--output_dir holds rows of .*'solve_images': 64"):
+    with pytest.raises(ValueError, match=r"--output_dir holds rows of .*'solve_images': 64"):
         equal_speed.main([*options, "--solve_images", "32"])
 
 
