@@ -170,6 +170,31 @@ def test_distill_equals_a_loop_of_its_pieces(vit):
     assert not start.training
 
 
+class Clearing(list):
+    """Batches between which autocast forgets its casts."""
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            torch.clear_autocast_cache()
+            yield batch
+
+
+@pytest.mark.parametrize("train", ["distill", "align"])
+def test_each_step_inside_autocast_runs_on_the_weights_of_the_one_before(vit, train):
+    """Autocast keeps the casts of weights until it ends, which must not outlive the weights."""
+    torch.manual_seed(0)
+    teacher, images = copy.deepcopy(vit).float(), list(torch.randn(40, 3, 32, 32).split(8))
+    options = {"rate_scale": 1.0} if train == "distill" else {"learning_rate": 1e-2}
+    found = []
+    for batches in (images, Clearing(images)):
+        torch.manual_seed(0)
+        cut = skipat_surgery.apply(copy.deepcopy(teacher), [2, 3])
+        with torch.autocast("cpu", torch.bfloat16):
+            getattr(skipat_surgery, train)(cut, teacher, batches, steps=5, progress=False, **options)
+        found.append(list(cut.parameters()))
+    assert all(torch.equal(mine, expected) for mine, expected in zip(*found, strict=True))
+
+
 def _detached(value):
     return {k: v.detach() for k, v in value.items()} if isinstance(value, dict) else value.detach()
 

@@ -135,6 +135,7 @@ def distill(
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
+            torch.clear_autocast_cache()  # inside autocast, the next step would run on the weights before this one
             losses.append(float(loss.detach()))
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
     finally:

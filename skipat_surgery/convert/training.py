@@ -169,6 +169,7 @@ class Training:
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
+            torch.clear_autocast_cache()  # inside autocast, the next step would run on the weights before this one
             if accelerator.sync_gradients:
                 for schedule in self.schedules:
                     schedule.step()
