@@ -16,13 +16,14 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from subjects import Classifier, Saliency, Subject
 from token_merging import merge_tokens
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import skipat_surgery
@@ -89,13 +90,13 @@ class Row:
         skip = tuple(parse_skip(found["skip"].replace("+", ","))) if found["skip"] else ()
         return cls(skip, PHIS[found["phi"] or ""], int(found["r"] or 0))
 
-    def make(self, subject: Subject, solve_images: int) -> nn.Module:
-        """The model, cut, solved and its tokens merged."""
-        model = copy.deepcopy(subject.teacher)
+    def make(self, teacher: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
+        """The model, cut, solved on batches of images and its tokens merged."""
+        model = copy.deepcopy(teacher)
         if self.skip:
             skipat_surgery.apply(model, self.skip, self.phi, keep_removed=False)
             with torch.autocast("cpu", torch.bfloat16):
-                skipat_surgery.solve(model, subject.teacher, subject.fitting(solve_images))
+                skipat_surgery.solve(model, teacher, batches)
         return merge_tokens(model, self.r) if self.r else model
 
 
@@ -118,9 +119,11 @@ class EqualSpeed:
 
     def run(self) -> None:
         """Measure every row, then time them."""
-        models = {UNTOUCHED: self.subject.teacher}
+        teacher = self.subject.teacher
+        models, cuts = {UNTOUCHED: teacher}, any(row.skip for row in self.rows.values())
+        batches = self.subject.fitting(self.args.solve_images) if cuts else []
         for name, row in tqdm(self.rows.items(), desc="Rows", unit="row"):
-            models[name] = row.make(self.subject, self.args.solve_images)
+            models[name] = row.make(teacher, batches)
             if name not in self.done:
                 self.done[name] = self.subject.measure(models[name])
                 run_state.write_json(self.file, self.stored)
