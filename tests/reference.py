@@ -7,14 +7,17 @@ which walk the blocks of a ViT in the open, check it.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -82,8 +85,11 @@ def averaging(seed: Tensor) -> Tensor:
     return same / same.sum(dim=2, keepdim=True)
 
 
-def at_clusters(msa: nn.Module, args: tuple, kwargs: dict, seed: Tensor, prefix: int) -> Tensor:
+def at_clusters(msa: nn.Module, args: tuple, kwargs: dict, seed: Tensor, prefix: int, ask: bool) -> Tensor:
     """Z where every patch gives way to the mean of its cluster and lies where the seed lies, by the host's own MSA.
+
+    Where the patches ask, they follow as they are, each at its own place, as tokens that no token attends to, and their
+    Z is what is given back.
 
     Args:
         msa: Of the host.
@@ -91,6 +97,7 @@ def at_clusters(msa: nn.Module, args: tuple, kwargs: dict, seed: Tensor, prefix:
         kwargs: Of its forward.
         seed: (B, H·W), what `seeds` gives.
         prefix: Number of tokens before the patches.
+        ask: Whether the patches ask, or their clusters.
     """
     h = args[0] if args else kwargs["hidden_states"]
     others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
@@ -99,17 +106,33 @@ def at_clusters(msa: nn.Module, args: tuple, kwargs: dict, seed: Tensor, prefix:
             undo.callback(setattr, module, "_forward_hooks", module._forward_hooks)
             module._forward_hooks = OrderedDict()
         return torch.cat(
-            [_at_clusters_of_one(msa, h, number, args[1:], others, seed[number], prefix) for number in range(len(h))]
+            [
+                _at_clusters_of_one(
+                    msa, h[number : number + 1], number, len(h), args[1:], others, seed[number], prefix, ask
+                )
+                for number in range(len(h))
+            ]
         )
 
 
 def _at_clusters_of_one(
-    msa: nn.Module, h: Tensor, number: int, args: tuple, kwargs: dict, seed: Tensor, prefix: int
+    msa: nn.Module,
+    h: Tensor,
+    number: int,
+    batch: int,
+    args: tuple,
+    kwargs: dict,
+    seed: Tensor,
+    prefix: int,
+    ask: bool,
 ) -> Tensor:
     """Of one image of a batch."""
-    batch, count, patches = h.shape[0], h.shape[1], len(seed)
+    count, patches = h.shape[1], len(seed)
+    own = torch.arange(prefix, prefix + patches)
     places = torch.arange(count)
-    places[prefix : prefix + patches] = prefix + seed
+    places[own] = prefix + seed
+    lie = torch.cat([places, own]) if ask else places
+    given: list[Tensor] = []  # masks and biases
 
     def moved(value):
         if isinstance(value, tuple):
@@ -119,8 +142,11 @@ def _at_clusters_of_one(
         if value.ndim == 4 and value.shape[0] == batch:
             value = value[number : number + 1]
         if value.shape[-2:] == (count, count):
-            return value[..., places, :][..., places]
-        return value[..., seed, :] if value.shape[-2] == patches else value
+            value = value[..., lie, :][..., lie]
+            value[..., count:] = False if value.dtype == torch.bool else -torch.inf
+            given.append(value)
+            return value
+        return value[..., lie[prefix:] - prefix, :] if value.shape[-2] == patches else value
 
     with ExitStack() as undo:
         for owner, name in ((msa, "_get_rel_pos_bias"), (getattr(msa, "rel_pos", None), "get_bias")):
@@ -129,9 +155,28 @@ def _at_clusters_of_one(
                 setattr(owner, name, lambda bias=bias: bias)
                 undo.callback(delattr, owner, name)
         mean = averaging(places[None])[0].to(h.dtype)
-        kwargs = {name: moved(value) for name, value in kwargs.items()}
-        out = msa.forward(mean @ h[number : number + 1], *map(moved, args), **kwargs)
-    return out[0] if isinstance(out, tuple) else out
+        names = list(inspect.signature(msa.forward).parameters)
+        kwargs = {name: moved(value) for name, value in [*zip(names[1:], args, strict=False), *kwargs.items()]}
+        tokens = torch.cat([mean @ h, h[:, own]], dim=1) if ask else mean @ h
+        if ask and not given:
+            undo.enter_context(
+                _masked(h.new_zeros(len(lie), len(lie)).index_fill(1, torch.arange(count, len(lie)), -torch.inf))
+            )
+        out = msa.forward(tokens, **kwargs)
+    out = out[0] if isinstance(out, tuple) else out
+    return torch.cat([out[:, :prefix], out[:, count:], out[:, prefix + patches : count]], dim=1) if ask else out
+
+
+@contextmanager
+def _masked(mask: Tensor) -> Iterator[None]:
+    """Adds to the scores of a host that is given no mask of its own."""
+    name, sdpa = "scaled_dot_product_attention", F.scaled_dot_product_attention
+
+    def masked(query, key, value, attn_mask=None, *args, **kwargs):
+        return sdpa(query, key, value, mask if attn_mask is None else mask + attn_mask, *args, **kwargs)
+
+    with mock.patch.object(F, name, masked):
+        yield
 
 
 def phi_weights(cut_block: nn.Module) -> dict[str, Tensor]:
@@ -146,7 +191,7 @@ def _skipped(msa: nn.Module, cut_block: nn.Module, h: Tensor, z: Tensor, prefix:
     seed = seeds(h[:, prefix:], grid, pool) if pool else None
     made = phi(phi_weights(cut_block), z, prefix, grid, h, seed)
     if pool:
-        coarse = at_clusters(msa, (h,), {}, seed, prefix)
+        coarse = at_clusters(msa, (h,), {}, seed, prefix, cut_block.phi.queries == "patches")
         made = torch.cat([made[:, :prefix], made[:, prefix:] + coarse[:, prefix:]], dim=1)
     if cut_block.phi.prefix == "attend":
         own = msa(h)
@@ -197,6 +242,7 @@ def paper_equations(
     suffix: int = 0,
     attends: Container[int] = (),
     pools: Mapping[int, int] = MappingProxyType({}),
+    asking: Container[int] = (),
 ) -> Iterator[nn.Module]:
     """An untouched model of any family that computes the paper's equations while the context lasts.
 
@@ -212,6 +258,7 @@ def paper_equations(
         suffix: Number of tokens after them, which Φ treats like those before.
         attends: The skipped blocks whose prefix and suffix tokens keep what the MSA gives them.
         pools: The sides p of the skipped blocks whose MSA still runs, over one cluster for p × p patches.
+        asking: Those of them whose patches ask, rather than their clusters.
     """
     z: dict[int, Tensor] = {}
 
@@ -231,7 +278,7 @@ def paper_equations(
             seed = seeds(h[:, prefix:end], grid, side) if side else None
             after = phi(weights[index], patches_last(before), special, grid, patches_last(h), seed)
             if side:
-                coarse = patches_last(at_clusters(module, args, kwargs, seed, prefix))
+                coarse = patches_last(at_clusters(module, args, kwargs, seed, prefix, index in asking))
                 after = torch.cat([after[:, :special], after[:, special:] + coarse[:, special:]], dim=1)
             if index in attends:
                 own = output[0] if is_tuple else output

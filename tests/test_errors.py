@@ -74,6 +74,9 @@ def test_bad_phi(vit):
         ({"kernel_size": -1}, r"odd and positive"),
         ({"kernel_size": 3.0}, r"kernel_size must be an integer, got 3.0"),
         ({"prefix": "drop"}, r"prefix must be one of \('attend', 'mix', 'pass'\), got 'drop'"),
+        ({"pool": 1}, r"pool must be 0, or a side from 2 up, got 1"),
+        ({"queries": "all"}, r"queries must be one of \('clusters', 'patches'\), got 'all'"),
+        ({"queries": "patches", "pool": 0}, r"queries='patches' is about clusters: give pool as well"),
         ({"channel_attention": 1}, r"channel_attention must be True or False, got 1"),
     ],
 )

@@ -22,6 +22,7 @@ CONFIGS = [
     PhiConfig(expansion=3, kernel_size=7, prefix="mix", pool=3),
     PhiConfig(pool=2, reads_x=False),
     PhiConfig(expansion=3, channel_attention=True),
+    PhiConfig(queries="patches"),
 ]
 
 
@@ -50,8 +51,9 @@ def test_equals_the_plain_reference(config, prefix, grid):
     if config.pool:
         clusters = phi.clusters(x, grid)
         means = clusters.means(x)[:, prefix:]
-        given["clustered"] = Clustered(clusters, means, torch.randn_like(means))
-        expected[:, prefix:] += clusters.spread(given["clustered"].z)
+        coarse = torch.randn_like(means if config.queries == "clusters" else z[:, prefix:])
+        given["clustered"] = Clustered(clusters, means, coarse)
+        expected[:, prefix:] += clusters.spread(coarse) if config.queries == "clusters" else coarse
     torch.testing.assert_close(phi(z, grid, **given), expected, atol=1e-12, rtol=0)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import dataclasses
 import json
 import os
 import platform
@@ -29,7 +31,7 @@ import skipat_surgery
 from skipat_surgery import PhiConfig
 from skipat_surgery.commands import digits, loading
 from skipat_surgery.commands.distill import Arguments, repository
-from skipat_surgery.commands.options import parse, parse_skip
+from skipat_surgery.commands.options import parse, parse_cut
 from skipat_surgery.commands.presets import PRESETS, teacher_steps
 from skipat_surgery.convert.settings import TrainingConfig
 
@@ -364,8 +366,12 @@ def test_which_blocks_to_skip(teacher, tmp_path):
     assert len(found["cka"]["msa"]) == 12
     for picture in ("cka.png", "frontier.png"):
         assert colours(tmp_path / picture) > 20
-    skip = done.stdout.split("--skip")[1].split()[0]
-    assert parse_skip(skip) == sorted(map(int, chosen))
+    file = "".join(done.stdout.split("--plan")[1].split("Pictures")[0].split())  # the console breaks long lines
+    assert file == str(tmp_path / "plan.json")
+    cut = parse_cut(argparse.Namespace(plan=file))
+    assert {str(index): dataclasses.asdict(phi) for index, phi in cut.phi.items()} == chosen
+    with pytest.raises(ValueError, match=r"--plan takes the plan.json that recipes/analyze.py writes, .* is none"):
+        parse_cut(argparse.Namespace(plan=tmp_path / "analysis.json"))
 
 
 def test_the_ablation_trains_rows_and_goes_on_where_it_was(teacher, tmp_path):

@@ -8,6 +8,7 @@ import torch
 
 import skipat_surgery
 from skipat_surgery import PhiConfig
+from skipat_surgery.measure.report import describe
 
 
 def test_figures_are_those_of_the_formulas(vit):
@@ -51,6 +52,17 @@ def test_the_msa_of_clusters_is_counted(vit):
     msa = (2 * clusters + 2 * (clusters + 1)) * d * d + 2 * clusters * (clusters + 1) * d
     alike = tokens * clusters * d  # each token with each seed
     assert report.blocks[2].macs_after == phi + msa + alike + 2 * tokens * d * mlp
+
+
+def test_patches_that_ask_are_counted(vit):
+    (few, many) = (
+        skipat_surgery.report(skipat_surgery.apply(copy.deepcopy(vit), [2], PhiConfig(queries=queries))).blocks[2]
+        for queries in ("clusters", "patches")
+    )
+    patches, clusters, d = 16, 4, 32
+    more = patches - clusters  # queries, each with its projection, its output and its row of the attention
+    assert many.macs_after - few.macs_after == 2 * more * d * d + 2 * more * (clusters + 1) * d
+    assert "MSA of patches among clusters, one for 2×2 patches" in describe(PhiConfig(queries="patches"))
 
 
 def test_it_reads_well(vit):

@@ -1,9 +1,9 @@
 """Which blocks to skip, and with which Φ, for a budget.
 
-Every run of blocks is cut alone, its Φs are solved in closed form, and its score is how far the model then is from the
-untouched one on images held out from the fit. What a Φ saves is measured on this machine. Dynamic programming puts runs
-together for each number of skipped blocks, taking scores to add up; what it chooses is then cut, solved and measured as
-a whole, so that every figure of a plan was seen, not predicted.
+Every block is cut alone, with every Φ on offer, and of a Φ that reads nothing but the Z before it every run of blocks.
+It is solved in closed form, and its score is how far the model then is from the untouched one on images held out from
+the fit. What a Φ saves is measured on this machine. Dynamic programming puts them together, taking scores to add up;
+what it chooses is then cut, solved and measured as a whole, so that every figure of a plan was seen, not predicted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,18 @@ from ..core.config import PhiConfig, SkipatConfig
 from ..result import Result
 from ..tower import Tower
 from .scoring import Point, Session
-from .search import Choice, Score, by_count, combine
+from .search import Choice, Score, by_count, combine, unbeaten
+
+# From the closest to the cheapest: what a block can be given in the place of its MSA.
+OFFERS = (
+    PhiConfig(),
+    PhiConfig(expansion=0.125, queries="patches"),
+    PhiConfig(expansion=0.125, pool=3),
+    PhiConfig(expansion=0.125, pool=4),
+    PhiConfig(pool=0, reads_x=False),
+)
+# How many points of the frontier are measured.
+POINTS = 8
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Plan(Result, Mapping[int, PhiConfig]):
         speedup: Measured, over the untouched model with the attention it came with, side by side.
         paper: The paper's middle half of the blocks (3-8 of 12).
         paper_speedup: Measured in the same run.
-        frontier: The best found for each number of blocks, fewest first.
+        frontier: The best found at speeds evenly far apart, slowest first.
         scores: All runs that were scored.
         images: How many images fitted, and how many scored.
     """
@@ -57,20 +68,23 @@ class Plan(Result, Mapping[int, PhiConfig]):
         return len(self.chosen.choice.phi)
 
     def table(self) -> Table:
-        """The frontier, with the paper's blocks and the chosen ones."""
+        """The frontier, with the paper's blocks and the chosen ones: which blocks are given which Φ."""
         shown = Table(
             title=f"Solved, not trained; scored on {self.images[1]} images", title_justify="left", box=box.SIMPLE_HEAD
         )
-        for name in ("", "blocks", "expansion", "divergence", "agree %", "predicted", "measured"):
-            shown.add_column(name, justify="left" if name in ("", "blocks") else "right", no_wrap=True)
         rows: list[tuple[str, Point, float | None]] = [("", point, None) for point in self.frontier]
         rows += [("paper", self.paper, self.paper_speedup), ("chosen", self.chosen, self.speedup)]
+        offers = list(dict.fromkeys(phi for _, point, _ in rows for phi in point.choice.phi.values()))
+        shown.add_column("")
+        for phi in offers:
+            shown.add_column(title_of(phi), no_wrap=True)
+        for name in ("divergence", "agree %", "predicted", "measured"):
+            shown.add_column(name, justify="right", no_wrap=True)
         for name, point, measured in rows:
-            phi = point.choice.phi
+            blocks = point.choice.phi
             shown.add_row(
                 name,
-                block_ranges(phi),
-                ",".join(dict.fromkeys(f"{config.expansion:g}" for config in phi.values())),
+                *(block_ranges(block for block in blocks if blocks[block] == phi) for phi in offers),
                 f"{point.divergence:.4f}",
                 "–" if point.agreement is None else f"{100 * point.agreement:.1f}",
                 f"{point.choice.speedup:.2f}×",
@@ -89,7 +103,7 @@ class Plan(Result, Mapping[int, PhiConfig]):
             return [p.choice.speedup for p in points], values
 
         marks = {
-            "best found for each number of blocks": line(self.frontier),
+            "best found": line(self.frontier),
             f"the paper's {block_ranges(self.paper.choice.phi)}, measured {self.paper_speedup:.2f}×": line(
                 [self.paper]
             ),
@@ -120,8 +134,8 @@ def plan(
         speedup: The speed-up to reach over the untouched model; the set that diverges least is chosen.
         n_skip: The number of blocks to skip; the set that diverges least is chosen.
         max_kl: The divergence not to pass (KL for a classifier); the fastest set is chosen.
-        phi: The Φ to use, or several to choose from for each run. ``PhiConfig()`` when left out.
-        max_run: The longest run to consider; half the blocks when left out.
+        phi: The Φ to use, or several to choose from for each block. `OFFERS` when left out.
+        max_run: The longest run of a Φ without clusters to consider; half the blocks when left out.
         progress: Whether to show bars.
 
     Raises:
@@ -134,7 +148,7 @@ def plan(
     given = {"speedup": speedup, "n_skip": n_skip, "max_kl": max_kl}
     if sum(value is not None for value in given.values()) != 1:
         raise ValueError(f"give exactly one of speedup, n_skip and max_kl, got {given}")
-    phis = (phi or PhiConfig(),) if isinstance(phi, PhiConfig) or phi is None else tuple(phi)
+    phis = OFFERS if phi is None else (phi,) if isinstance(phi, PhiConfig) else tuple(phi)
     tower = Tower.of(model)
     if tower.skip:
         raise ValueError("the model is cut; plan needs it untouched: skipat_surgery.restore(model) first")
@@ -144,7 +158,7 @@ def plan(
     session = Session(model, phis, batches, progress)
     scores = session.scores(max_run or max(1, depth // 2))
     choices = combine(scores, depth, session.saved)
-    best = [group[0] for group in by_count(choices).values()]  # each group is in order of divergence
+    best = unbeaten(choices, POINTS)
     frontier = tuple(
         session.measure(choice)
         for choice in tqdm(best, desc="Measuring the frontier", unit="set", disable=not progress)
@@ -170,15 +184,15 @@ def choose(
         ValueError: None meets it; with the nearest there is.
     """
     if n_skip is not None:
-        met = [point for point in frontier if len(point.choice.phi) == n_skip]
+        met = by_count(choices).get(n_skip)  # in order of divergence
         if not met:
             raise ValueError(f"no set of {n_skip} blocks is made of runs this short: give a larger max_run")
-        return met[0]
+        return session.measure(met[0])
     if max_kl is not None:
         within = [point for point in frontier if point.divergence <= max_kl]
         if not within:
             least = min(point.divergence for point in frontier)
-            raise ValueError(f"max_kl={max_kl} cannot be kept: the least, with one block skipped, is {least:.4f}")
+            raise ValueError(f"max_kl={max_kl} cannot be kept: the least that was found is {least:.4f}")
         return max(within, key=lambda point: point.choice.speedup)
     assert speedup is not None
     fast = [choice for choice in choices if choice.speedup >= speedup]
@@ -189,6 +203,15 @@ def choose(
             "narrower Φ, a larger image or a lower budget may help"
         )
     return session.measure(min(fast, key=lambda choice: choice.divergence or 0.0))
+
+
+def title_of(phi: PhiConfig) -> str:
+    """What a Φ works on, in three lines at most, as the title of a column."""
+    if not phi.pool:
+        lines = ["Z and LN(X)" if phi.reads_x else "Z alone"]
+    else:
+        lines = [f"clusters {phi.pool}×{phi.pool}", *(["patches ask"] if phi.queries == "patches" else [])]
+    return "\n".join([*lines, f"expansion {phi.expansion:g}"])
 
 
 def block_ranges(blocks: Iterable[int]) -> str:

@@ -61,7 +61,9 @@ class Session:
         self.held_out = held_out
         self.fit = [batch for batch in every if not any(batch is other for other in held_out)]
         self.images = sum(map(len, self.fit)), sum(map(len, self.held_out))
-        check_enough(self.images[0], apply(copy.deepcopy(model), [1], phis[0]))
+        for phi in phis:
+            check_enough(self.images[0], apply(self.copy, [1], phi))
+            restore(self.copy)
         tower = Tower.of(model)
         with evaluating(model):
             self.expected = [outputs_of(model, tower, batch) for batch in self.held_out]
@@ -81,7 +83,10 @@ class Session:
         return 1 / (1 - sum(self.saved[config] for config in phi.values()))
 
     def scores(self, max_run: int) -> tuple[Score, ...]:
-        """Cut and solve every run of blocks alone, with every Φ, and see how far the model then is."""
+        """Cut and solve every run of blocks alone, with every Φ, and see how far the model then is.
+
+        Of a Φ with clusters, which makes Z from its own block, single blocks: runs of them are put together.
+        """
         found: list[Score] = []
         depth = len(Tower.of(self.model).blocks)
         with (
@@ -91,12 +96,13 @@ class Session:
             for first in range(1, depth):
                 reach = tuple(range(first, min(depth, first + max_run)))
                 for phi in self.phis:
-                    solved = self.solved(reach, phi)
-                    for end in range(1, len(reach) + 1):
-                        cut = Tower.of(apply(self.copy, reach[:end], phi))
-                        for index in reach[:end]:
+                    run = reach[:1] if phi.pool else reach
+                    solved = self.solved(run, phi)
+                    for end in range(1, len(run) + 1):
+                        cut = Tower.of(apply(self.copy, run[:end], phi))
+                        for index in run[:end]:
                             phi_of(cut, index).load_state_dict(solved[index])
-                        found.append(Score(reach[:end], phi, self.distance()[0]))
+                        found.append(Score(run[:end], phi, self.distance()[0]))
                         restore(self.copy)
                 bar.update()
         return tuple(found)

@@ -4,7 +4,8 @@
     python recipes/analyze.py --model ID --dataset ./images --speedup 1.1 --output_dir out
     python recipes/analyze.py recipes/configs/analyze.yaml
 
-Writes ``cka.png``, ``frontier.png`` and ``analysis.json`` into the output directory. No label is read.
+Writes ``cka.png``, ``frontier.png``, ``analysis.json``, and the ``plan.json`` that ``recipes/distill.py --plan`` takes,
+into the output directory. No label is read.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from torch.utils.data import DataLoader
 import skipat_surgery
 from skipat_surgery import PhiConfig
 
-from ..analysis.planning import block_ranges
 from ..convert.settings import option
+from ..core.config import SkipatConfig
 from . import digits, run_state
 from .machine import keep_freed_memory, machine, quiet_libraries
 from .options import parse
@@ -41,8 +42,10 @@ class Arguments:
     speedup: float | None = option(None, "Plan for this speed-up over the untouched model.")
     n_skip: int | None = option(None, "Plan for this number of blocks.")
     max_kl: float | None = option(None, "Plan for the fastest set whose KL to the untouched model stays below.")
-    expansions: str = option(f"{PhiConfig.expansion:g}", "Widths of Φ to choose from, such as 0.25,0.5.")
-    max_run: int | None = option(None, "The longest run to consider; half the blocks when left out.")
+    expansions: str | None = option(
+        None, "Widths of the default Φ to choose from, such as 0.25,0.5; when left out, Φ's from near to cheap."
+    )
+    max_run: int | None = option(None, "The longest run of a Φ without clusters; half the blocks when left out.")
     num_images: int = option(2048, "Images; three quarters fit, one quarter scores.")
     batch_size: int = option(128, "Images a batch.")
     cka: bool = option(True, "Whether to compute CKA.")
@@ -65,7 +68,8 @@ def run(args: Arguments) -> None:
     output.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     model, loader = load(args, accelerator, output)
-    phis = [PhiConfig(expansion=float(width)) for width in args.expansions.split(",")]
+    widths = args.expansions.split(",") if args.expansions else ()
+    phis = [PhiConfig(expansion=float(width)) for width in widths] or None
     with accelerator.autocast():
         plan = skipat_surgery.plan(
             model, loader, speedup=args.speedup, n_skip=args.n_skip, max_kl=args.max_kl, phi=phis, max_run=args.max_run
@@ -83,10 +87,9 @@ def run(args: Arguments) -> None:
         }
     run_state.write_json(output / "analysis.json", found)
     console.print(plan.table())
-    blocks = block_ranges(plan)
-    console.print(
-        f"Next: accelerate launch recipes/distill.py --model {args.model} --dataset {args.dataset} --skip {blocks}"
-    )
+    run_state.write_json(output / "plan.json", SkipatConfig.parse(plan).to_dict())
+    given = f"--model {args.model} --dataset {args.dataset} --plan {output / 'plan.json'}"
+    console.print(f"Next: accelerate launch recipes/distill.py {given}")
     console.print(f"Pictures and figures: {output}")
 
 

@@ -48,6 +48,7 @@ class Arguments:
     pool: int = option(
         PhiConfig.pool, "The block's own MSA still runs, over one cluster for pool × pool patches; 0 for none."
     )
+    queries: str = option(PhiConfig.queries, "Who asks where there are clusters: clusters or patches.")
     reads_x: bool = option(PhiConfig.reads_x, "Whether Φ reads LN(X) beside the Z of the block before.")
     compile: bool = option(False, "Measure the compiled models as well.")
     memory: bool = option(True, "Measure peak memory.")

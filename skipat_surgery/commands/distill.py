@@ -30,8 +30,9 @@ from rich.console import Console
 from torch.utils.data import DataLoader, Subset
 
 import skipat_surgery
-from skipat_surgery import PhiConfig, SkipatConfig
+from skipat_surgery import PhiConfig
 
+from ..analysis.planning import block_ranges
 from ..convert.evaluation import Evaluator
 from ..convert.optimizers import freeze_untouched
 from ..convert.settings import TrainingConfig, option
@@ -42,7 +43,7 @@ from ..measure.counting import count_parameters, gflops
 from ..measure.timing import throughput
 from . import digits, images, loading, results, run_state
 from .machine import keep_freed_memory, machine, quiet_libraries, use_all_cores
-from .options import parse, parse_phi, parse_skip
+from .options import parse, parse_cut
 from .presets import PRESETS, teacher_steps
 from .reload import difference_after_reload
 from .sources import keep_teacher, load_data, load_model, unlabelled
@@ -66,6 +67,9 @@ class Arguments:
     label_column: str | None = option(None, "Column of labels: to measure by, to learn from by label_weight; or none.")
     preset: str = option("fast", "How much to spend: fast, standard or long. What is given besides goes before it.")
     skip: str = option("3-8", "Blocks to skip, counted from 0, such as 3-8 or 2,4-6.")
+    plan: str | None = option(
+        None, "plan.json of recipes/analyze.py: blocks and Φ, in the place of --skip and all Φ's."
+    )
     expansion: float = option(PhiConfig.expansion, "Hidden width of Φ, as a multiple of the model's.")
     kernel_size: int = option(PhiConfig.kernel_size, "Side of Φ's depthwise convolution, odd.")
     channel_attention: bool = option(PhiConfig.channel_attention, "Whether Φ has ECA.")
@@ -73,6 +77,7 @@ class Arguments:
     pool: int = option(
         PhiConfig.pool, "The block's own MSA still runs, over one cluster for pool × pool patches; 0 for none."
     )
+    queries: str = option(PhiConfig.queries, "Who asks where there are clusters: clusters or patches.")
     reads_x: bool = option(PhiConfig.reads_x, "Whether Φ reads LN(X) beside the Z of the block before.")
     solve_images: int = option(4096, "Images for the closed-form start of Φ; 0 leaves Φ reusing Z.")
     refit_images: int = option(0, "Images for the closed-form refit of the blocks' last maps; 0 leaves it out.")
@@ -138,13 +143,11 @@ class Recipe:
         )
         self.output = check_output(args, config, self.accelerator.num_processes)
         use_all_cores(self.accelerator)
-        skip = parse_skip(args.skip)
-        self.phi = parse_phi(args)
+        self.cut = parse_cut(args)
         self.host = load_model(args.model, self.accelerator, self.output)
         self.original = self.host.model.to(self.accelerator.device)
-        chosen = SkipatConfig.parse(skip, self.phi)
         self.student = skipat_surgery.apply(
-            copy.deepcopy(self.original), replace(chosen, base_model=self.host.base_model)
+            copy.deepcopy(self.original), replace(self.cut, base_model=self.host.base_model)
         )
         columns = args.train_split, args.eval_split, args.image_column, args.label_column
         self.data = load_data(args.dataset, self.host.num_classes, args.dataset_config, *columns)
@@ -197,7 +200,7 @@ class Recipe:
             if self.args.model == digits.NAME:
                 keep_teacher(self.host, self.output)
         self.accelerator.init_trackers(
-            "skipat", {**asdict(self.config), "model": self.args.model, "skip": self.args.skip}
+            "skipat", {**asdict(self.config), "model": self.args.model, "skip": block_ranges(self.cut.skip)}
         )
         self.console.print(skipat_surgery.report(self.student).table())
         freeze_untouched(self.student)
@@ -334,8 +337,8 @@ class Recipe:
         return {
             "model": self.args.model,
             "dataset": self.args.dataset,
-            "skip": self.args.skip,
-            "phi": str(self.phi),
+            "skip": block_ranges(self.cut.skip),
+            "phi": ", ".join(dict.fromkeys(map(str, self.cut.phi.values()))),
             "teacher": self.args.teacher,
             "label_weight": self.config.label_weight,
             "host": "timm" if self.host.processor is None else "transformers",

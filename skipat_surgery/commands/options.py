@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from ..core.config import PhiConfig
+from ..core.config import PhiConfig, SkipatConfig
 
 
 def parse(
@@ -48,6 +49,21 @@ def parse_phi(args: Any, **given: Any) -> PhiConfig:
     """A Φ whose fields are the arguments of the same names, but for those that are given."""
     names = [field.name for field in fields(PhiConfig) if field.name not in given]
     return PhiConfig(**{name: getattr(args, name) for name in names}, **given)
+
+
+def parse_cut(args: Any) -> SkipatConfig:
+    """What to cut: what ``--plan`` holds, else ``--skip`` with one Φ.
+
+    Raises:
+        ValueError: Something of that is out of range, or the file holds no plan.
+        OSError: There is no such file.
+    """
+    if args.plan is None:
+        return SkipatConfig.parse(parse_skip(args.skip), parse_phi(args))
+    try:
+        return SkipatConfig.from_dict(json.loads(Path(args.plan).read_text()))
+    except (KeyError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"--plan takes the plan.json that recipes/analyze.py writes, {args.plan} is none") from error
 
 
 def parse_skip(text: str) -> list[int]:

@@ -176,7 +176,7 @@ def patch_features(phi: Phi, given: dict[str, Any]) -> tuple[Tensor, Tensor | fl
     """What Φ maps to the Z of patches, (B, H·W, k·D), and what it adds that to: their clusters' Z, or nothing."""
     clustered = given.get("clustered")
     inputs = phi.patch_inputs(given["grid"], given["z"], given.get("x"), clustered)
-    return inputs, 0.0 if clustered is None else clustered.clusters.spread(clustered.z)
+    return inputs, 0.0 if clustered is None else clustered.patches()
 
 
 def prefix_features(z: Tensor, num_prefix_tokens: int) -> Tensor:

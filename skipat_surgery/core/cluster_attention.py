@@ -1,9 +1,10 @@
-"""The MSA of a block at a lower resolution: over its special tokens and clusters of alike patches.
+"""The MSA of a block over clusters of alike patches: coarser keys and values, and where wanted coarser queries.
 
 With C the mean over clusters, Z_clusters = MSA(C LN(X)), where the key of a cluster counts as often as it has patches:
 the logarithm of their number is added to the scores (ToMe, arXiv 2210.09461, "Proportional Attention"). That is what
 the MSA gives where all patches of a cluster are alike. A cluster lies, and is masked, where its seed is. With a seed
-for every 2×2 patches it takes a quarter of the projections and a sixteenth of the attention.
+for every 2×2 patches it takes a quarter of the projections and a sixteenth of the attention. Where the patches
+themselves ask, queries and output are those of the MSA, and a quarter of the attention is left.
 """
 
 from __future__ import annotations
@@ -14,28 +15,29 @@ from torch.nn import functional as F
 
 from .clusters import Clusters
 from .projections import Projections, attention_weights, heads, shared
+from .tokens import Patches
 
 
-def attend_clusters(msa: Projections, tokens: Tensor, clusters: Clusters, training: bool) -> Tensor:
-    """Z (B, M, D) of the M clusters.
+def attend_clusters(
+    msa: Projections, tokens: Tensor, clusters: Clusters, training: bool, h: Tensor | None = None
+) -> Tensor:
+    """Z of the M clusters, (B, M, D), or of the patches where they ask, (B, H·W, D).
 
     Args:
         msa: What the host's MSA computes.
         tokens: (B, P + S + M, D), the means of LN(X).
         clusters: The clusters.
         training: Whether attention weights are dropped out.
+        h: LN(X), (B, N, D), where the patches ask.
     """
-    asking = tokens[:, clusters.special :]
-    query = heads(msa.query.apply(asking), msa.num_heads)
+    asking = tokens[:, clusters.special :] if h is None else clusters.patches.take(h)
     key = heads(msa.key.apply(tokens), msa.num_key_heads)
     value = shared(msa.value.apply(tokens), msa.num_value_heads, msa.num_value_heads, 2).transpose(1, 2)
-    query = query if msa.norm_query is None else msa.norm_query(query)
     key = key if msa.norm_key is None else msa.norm_key(key)
-    if msa.rotate is not None:
-        query = msa.rotate(F.pad(query, (0, 0, clusters.special, 0)), clusters)[:, :, clusters.special :]
-        key = msa.rotate(key, clusters)
+    key = key if msa.rotate is None else msa.rotate(key, clusters)
+    query = _queries(msa, asking, clusters, None if h is not None else clusters)
     key = key.repeat_interleave(msa.num_heads // msa.num_key_heads, dim=1)
-    bias = _bias(msa, clusters, query)
+    bias = _bias(msa, clusters, query, clusters if h is None else clusters.patches)
     dropout = msa.dropout if training else 0.0
     if msa.combine is None:
         value = value.repeat_interleave(msa.num_heads // msa.num_value_heads, dim=1)
@@ -45,13 +47,26 @@ def attend_clusters(msa: Projections, tokens: Tensor, clusters: Clusters, traini
     return msa.output(read.transpose(1, 2).flatten(2), asking)
 
 
-def _bias(msa: Projections, clusters: Clusters, query: Tensor) -> Tensor:
-    """What is added to the scores, (B, H or 1, M, P + S + M)."""
+def _queries(msa: Projections, asking: Tensor, clusters: Clusters, places: Clusters | None) -> Tensor:
+    """The queries (B, H, n, d) of patches, or of clusters, which lie at their places."""
+    query = heads(msa.query.apply(asking), msa.num_heads)
+    query = query if msa.norm_query is None else msa.norm_query(query)
+    if msa.rotate is None:
+        return query
+    # Rotary embeddings are made for all tokens, and leave special ones alone.
+    before, after = (clusters.special, 0) if places is not None else (clusters.prefix, clusters.suffix)
+    query = msa.rotate(F.pad(query, (0, 0, before, after)), places)
+    return query[:, :, before : query.shape[2] - after]
+
+
+def _bias(msa: Projections, clusters: Clusters, query: Tensor, asking: Clusters | Patches) -> Tensor:
+    """What is added to the scores, (B, H or 1, n, P + S + M)."""
     precision = torch.promote_types(query.dtype, torch.float32)
     bias = clusters.counts()[:, None, None].to(precision).log()
-    for own in msa.bias(clusters):
+    for own in msa.bias(asking):
         rows = clusters.take(own, dim=-1)
-        rows = rows if rows.shape[-2] == 1 else rows[..., clusters.special :, :]
+        if asking is clusters and rows.shape[-2] > 1:
+            rows = rows[..., clusters.special :, :]
         if rows.dtype == torch.bool:
             rows = torch.zeros_like(rows, dtype=precision).masked_fill(~rows, -torch.inf)
         bias = bias + rows

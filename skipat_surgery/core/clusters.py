@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .tokens import Patches, Special
+
 
 @dataclass(frozen=True)
 class Clusters:
@@ -54,6 +56,11 @@ class Clusters:
         """How many special tokens there are."""
         return self.prefix + self.suffix
 
+    @property
+    def patches(self) -> Patches:
+        """Where the patches lie."""
+        return Patches(self.prefix, self.suffix)
+
     def counts(self) -> Tensor:
         """(B, P + S + M), how many tokens each special token (one) and each cluster holds."""
         return self._sums(torch.ones_like(self.places)[..., None])[..., 0]
@@ -64,16 +71,14 @@ class Clusters:
 
     def spread(self, values: Tensor) -> Tensor:
         """(B, M, D) to (B, H·W, D): each patch has what its cluster has."""
-        places = self.places[:, self.prefix : self.places.shape[1] - self.suffix] - self.special
+        places = self.patches.take(self.places) - self.special
         index = _flat(places, values.shape[1])
         return values.flatten(0, 1).index_select(0, index).unflatten(0, places.shape)
 
     def take(self, x: Tensor, dim: int = 1) -> Tensor:
         """The special tokens and the seeds, (P + S + M) of a dimension that is as long as the tokens."""
-        count = self.places.shape[1]
-        special = torch.arange(self.special, device=x.device)
-        special = torch.where(special < self.prefix, special, special + count - self.special)
-        return x.index_select(dim, torch.cat([special, self.prefix + self.seeds]))
+        seeds = x.index_select(dim, self.prefix + self.seeds)
+        return torch.cat([Special(self.prefix, self.suffix).take(x, dim), seeds], dim=dim)
 
     def _sums(self, x: Tensor) -> Tensor:
         size = self.special + self.seeds.shape[0]
@@ -88,12 +93,16 @@ class Clustered:
     Args:
         clusters: The clusters.
         x: (B, M, D), the means of LN(X).
-        z: (B, M, D), what the MSA makes of them.
+        z: (B, M, D), what the MSA makes of them; (B, H·W, D) where every patch asks for itself.
     """
 
     clusters: Clusters
     x: Tensor
     z: Tensor
+
+    def patches(self) -> Tensor:
+        """Z of each patch, (B, H·W, D)."""
+        return self.z if self.z.shape[1] > self.x.shape[1] else self.clusters.spread(self.z)
 
 
 def _flat(places: Tensor, size: int) -> Tensor:

@@ -9,8 +9,9 @@ from typing import Any
 FORMAT_VERSION = 2
 OPTIONAL = ("base_model", "results")
 PREFIX_MODES = ("attend", "mix", "pass")
+QUERIES = ("clusters", "patches")
 # What a file that does not say has: fields that came later.
-BEFORE = {"pool": 0, "reads_x": False}
+BEFORE = {"pool": 0, "reads_x": False, "queries": "clusters"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,9 @@ class PhiConfig:
         pool: Side p: the block's own MSA still runs over clusters of alike patches, as many as p×p goes into the grid,
             and their Z is copied to their patches; 0 for none, as in the paper. A side of 2 takes a quarter of the
             MSA's projections and a sixteenth of its attention.
+        queries: Who asks, where there are clusters. ``"clusters"``: they do, and their patches share what they read.
+            ``"patches"``: every patch does, by itself, among the clusters' keys and values: several times as close,
+            for the MSA's queries, output projection and 1/p² of its attention.
         reads_x: Whether Φ reads LN(X), the input of the MSA that it stands for, beside the Z of the block before; with
             clusters, its means over them too.
 
@@ -39,8 +43,10 @@ class PhiConfig:
         ValueError: A value is out of range; the message says which ones are allowed.
 
     Example:
-        >>> PhiConfig.paper()
-        PhiConfig(expansion=2.0, kernel_size=5, channel_attention=True, prefix='pass', pool=0, reads_x=False)
+        >>> PhiConfig.paper() == PhiConfig(
+        ...     expansion=2, kernel_size=5, channel_attention=True, prefix="pass", pool=0, reads_x=False
+        ... )
+        True
     """
 
     expansion: float = 0.25
@@ -48,6 +54,7 @@ class PhiConfig:
     channel_attention: bool = False
     prefix: str = "attend"
     pool: int = 2
+    queries: str = "clusters"
     reads_x: bool = True
 
     def __post_init__(self) -> None:
@@ -66,6 +73,10 @@ class PhiConfig:
             raise ValueError(f"prefix must be one of {PREFIX_MODES}, got {self.prefix!r}")
         if isinstance(self.pool, bool) or not isinstance(self.pool, int) or self.pool < 0 or self.pool == 1:
             raise ValueError(f"pool must be 0, or a side from 2 up, got {self.pool!r}")
+        if self.queries not in QUERIES:
+            raise ValueError(f"queries must be one of {QUERIES}, got {self.queries!r}")
+        if self.queries == "patches" and not self.pool:
+            raise ValueError("queries='patches' is about clusters: give pool as well, a side from 2 up")
         if not isinstance(self.reads_x, bool):
             raise ValueError(f"reads_x must be True or False, got {self.reads_x!r}")
 

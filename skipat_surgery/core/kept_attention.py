@@ -10,7 +10,7 @@ from .clusters import Clustered
 from .family import Family
 from .grafting import Grafted
 from .prefix_attention import attend
-from .projections import Special
+from .tokens import Special
 
 
 class KeptAttention(Grafted):
@@ -28,7 +28,7 @@ class KeptAttention(Grafted):
         if phi.pool:
             clusters = phi.clusters(h, box.grid)
             tokens = clusters.means(h)
-            z = attend_clusters(msa, tokens, clusters, training)
+            z = attend_clusters(msa, tokens, clusters, training, h if phi.queries == "patches" else None)
             given["clustered"] = Clustered(clusters, tokens[:, clusters.special :], z)
         box.z = phi(box.empty(), box.grid, **given)
         return (box.z, None) if family.returns_tuple else box.z

@@ -68,7 +68,7 @@ class Phi(nn.Module):
         self.num_prefix_tokens, self.num_suffix_tokens = num_prefix_tokens, num_suffix_tokens
         self.prefix = config.prefix
         hidden = max(1, round(dim * config.expansion))
-        self.pool, self.reads_x = config.pool, config.reads_x
+        self.pool, self.queries, self.reads_x = config.pool, config.queries, config.reads_x
         self.expand = nn.Linear(dim, hidden)
         self.expand_x = nn.Linear(dim, hidden, bias=False) if config.reads_x else None
         self.expand_clusters = nn.Linear(dim, hidden, bias=False) if config.reads_x and config.pool else None
@@ -220,7 +220,7 @@ class Phi(nn.Module):
             gate = self.eca(out[:, first:last] if room else out)
             out = out.mul_(gate) if may_overwrite(self) else out * gate
         if clustered is not None:
-            (out[:, first:last] if room else out).add_(clustered.clusters.spread(clustered.z))
+            (out[:, first:last] if room else out).add_(clustered.patches())
         if others == 0:
             return out
         prefix = rows

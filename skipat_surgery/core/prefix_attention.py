@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .projections import Projections, Special, attention_weights, heads, shared
+from .projections import Projections, attention_weights, heads, shared
+from .tokens import Special
 
 
 def attend(msa: Projections, h: Tensor, special: Special, training: bool) -> Tensor:

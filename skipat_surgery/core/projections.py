@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .clusters import Clusters
-
-
-@dataclass(frozen=True)
-class Special:
-    """Where the tokens that are no patches lie: `prefix` of them before the patches, `suffix` after them."""
-
-    prefix: int
-    suffix: int
-
-    def take(self, x: Tensor, dim: int = 1) -> Tensor:
-        """Those entries of a dimension as long as the tokens, the prefix first."""
-        first = x.narrow(dim, 0, self.prefix)
-        if self.suffix == 0:
-            return first
-        return torch.cat([first, x.narrow(dim, x.shape[dim] - self.suffix, self.suffix)], dim=dim)
+from .tokens import Patches, Special
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,11 @@ def is_plain(linear: nn.Module) -> bool:
     return type(linear) is nn.Linear and type(linear.weight) in (Tensor, nn.Parameter) and not hooked
 
 
-def _no_bias(asking: Special | Clusters) -> list[Tensor]:
+# The tokens that ask, of whose rows of the scores something is wanted.
+Asking: TypeAlias = Special | Patches | Clusters
+
+
+def _no_bias(asking: Asking) -> list[Tensor]:
     return []
 
 
@@ -114,7 +104,7 @@ class Projections:
     norm_key: Callable[[Tensor], Tensor] | None = None
     rotate: Callable[[Tensor, Clusters | None], Tensor] | None = None
     combine: Callable[[Tensor], Tensor] | None = None
-    bias: Callable[[Special | Clusters], list[Tensor]] = _no_bias
+    bias: Callable[[Asking], list[Tensor]] = _no_bias
 
 
 def heads(x: Tensor, num_heads: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .clusters import Clusters
-from .projections import Projection, Projections, Special
+from .projections import Asking, Projection, Projections
 
 READ = ("Attention", "AttentionRope", "DiffAttention", "EvaAttention", "RelPosAttention")
 
@@ -96,7 +96,7 @@ def _rotate(attention: Any, rope: Tensor, key: Tensor, clusters: Clusters | None
 
 
 def _bias(
-    attention: Any, shared: Tensor | None, mask: Tensor | None, is_causal: bool, count: int, asking: Special | Clusters
+    attention: Any, shared: Tensor | None, mask: Tensor | None, is_causal: bool, count: int, asking: Asking
 ) -> list[Tensor]:
     """The rows of masks and relative position biases that belong to the tokens that ask."""
     biases = [asking.take(mask, dim=-2)] if mask is not None else []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .clusters import Clusters
-from .projections import Projection, Projections, Special
+from .projections import Asking, Projection, Projections
 
 
 def transformers_projections(
@@ -57,7 +57,7 @@ def _rotate(cls: type, cos: Tensor, sin: Tensor, key: Tensor, clusters: Clusters
     return torch.cat([special, key * cos + rotate_half(key) * sin], dim=-2)
 
 
-def _masked_rows(mask: Any, asking: Special | Clusters) -> list[Tensor]:
+def _masked_rows(mask: Any, asking: Asking) -> list[Tensor]:
     """The rows of a mask or of a relative position bias (B or 1, H or 1, N, N) that belong to the tokens that ask."""
     if mask is None:
         return []

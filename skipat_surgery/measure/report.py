@@ -178,7 +178,8 @@ def _report_tower(path: str, tower: nn.Module, record: Record) -> TowerReport:
 def describe(phi: PhiConfig) -> str:
     """A Φ in a few words."""
     eca = ", ECA" if phi.channel_attention else ""
-    clusters = f", MSA of clusters, one for {phi.pool}×{phi.pool} patches" if phi.pool else ""
+    asking = "clusters" if phi.queries == "clusters" else "patches among clusters"
+    clusters = f", MSA of {asking}, one for {phi.pool}×{phi.pool} patches" if phi.pool else ""
     reads = ", reads LN(X)" if phi.reads_x else ""
     return (
         f"expansion {phi.expansion:g}, {phi.kernel_size}×{phi.kernel_size}{eca}, prefix {phi.prefix}{clusters}{reads}"

@@ -18,6 +18,7 @@ import skipat_surgery
 from skipat_surgery import PhiConfig
 
 SKIP = (2, 3, 5)  # two runs, one of which ends at the last block
+PHIS = dict.fromkeys(SKIP, PhiConfig()) | {5: PhiConfig(queries="patches")}
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -32,7 +33,8 @@ def randomised(model: nn.Module) -> nn.Module:
 
 def cut_of(stock: nn.Module, skip: Iterable[int] = SKIP, phi: PhiConfig | None = None) -> nn.Module:
     """A cut copy with random Φ."""
-    return randomised(skipat_surgery.apply(copy.deepcopy(stock), skip, phi))
+    which = PHIS if skip is SKIP and phi is None else skip
+    return randomised(skipat_surgery.apply(copy.deepcopy(stock), which, phi))
 
 
 def skipped_blocks(case: Case, cut: nn.Module) -> dict[int, nn.Module]:
@@ -54,8 +56,9 @@ def equations(
     phis = {i: block.phi for i, block in skipped_blocks(case, cut).items()}
     attends = {i for i, phi in phis.items() if phi.attends}  # their prefix and suffix tokens
     pools = {i: phi.pool for i, phi in phis.items() if phi.pool}
-    grid = case.grid(images)
-    return reference.paper_equations(stock, case.msa, DEPTH, weights, grid, case.prefix, case.suffix, attends, pools)
+    asking = {i for i, phi in phis.items() if phi.queries == "patches"}
+    shape = case.grid(images), case.prefix, case.suffix
+    return reference.paper_equations(stock, case.msa, DEPTH, weights, *shape, attends, pools, asking)
 
 
 def unless_the_stock_model_fails_too(case: Case, check: Callable[[nn.Module], Any]) -> None:

@@ -12,7 +12,7 @@ from skipat_surgery import PhiConfig
 
 pytestmark = [pytest.mark.contract("equations"), pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)]
 RUNS = {"one run": range(2, 5), "two runs": [1, 2, 4], "to the last block": [3, 5]}
-PHIS = (PhiConfig(), PhiConfig.paper(), PhiConfig(expansion=0.125, kernel_size=3, prefix="mix"))
+PHIS = (PhiConfig(), PhiConfig.paper(), PhiConfig(expansion=0.125, kernel_size=3, prefix="mix", queries="patches"))
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def test_batch_of_one_and_of_none(case: Case) -> None:
 
 def test_report_counts_every_block(case: Case) -> None:
     stock = case.model()
-    cut = cut_of(stock)
+    cut = cut_of(stock, [2, 3, 5])
     report = skipat_surgery.report(cut)
     assert [block.index for block in report.blocks if block.source is not None] == [2, 3, 5]
     assert report.towers[0].grid == case.grid(case.images())
