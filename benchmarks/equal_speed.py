@@ -3,10 +3,10 @@
     python benchmarks/equal_speed.py --subject saliency --image_size 224
     python benchmarks/equal_speed.py --subject cifar10 --rows "merge 4, cut 3-8, cut 3-8 of Z"
 
-A row is ``merge R`` (R tokens merged after every MSA), ``cut BLOCKS`` with the default Φ, ``cut BLOCKS of Z`` with one
-that reads nothing but Z, ``cut BLOCKS off the grid`` with one that needs no grid, or one of the last three and
-``merge R``. Cuts are solved, not trained. All rows are timed in one interleaved run, in bf16. Writes a table, a picture
-and a JSON, row by row, and goes on where it was.
+A row is ``merge R`` (R tokens merged after every MSA), ``cut BLOCKS`` with the default Φ, ``cut BLOCKS asking`` with
+one where the patches ask, ``cut BLOCKS of Z`` with one that reads nothing but Z, ``cut BLOCKS off the grid`` with one
+that needs no grid, two such cuts joined by ``and``, or a cut and ``merge R``. Cuts are solved, not trained. All rows
+are timed in one interleaved run, in bf16. Writes a table, a picture and a JSON, and goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +40,12 @@ from skipat_surgery.observing import evaluating
 UNTOUCHED = "untouched"
 PHIS = {
     "": PhiConfig(),
+    "asking": PhiConfig(expansion=0.125, queries="patches"),
     "of Z": PhiConfig(pool=0, reads_x=False),
     "off the grid": PhiConfig(pool=4, kernel_size=1),
 }
-ROW = re.compile(rf"(?:cut (?P<skip>[\d+-]+) ?(?P<phi>{'|'.join(filter(None, PHIS))})? ?)?(?:merge (?P<r>\d+))?")
+ROW = re.compile(r"(?:cut (?P<cuts>.+?))?(?:(?:^| )merge (?P<r>\d+))?")
+CUT = re.compile(rf"(?P<skip>[\d+-]+)(?: (?P<phi>{'|'.join(filter(None, PHIS))}))?")
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,11 @@ class Row:
     """A model to compare.
 
     Args:
-        skip: The blocks that are cut; none where only tokens are merged.
-        phi: With what.
+        phi: The Φ of each block that is cut; none where only tokens are merged.
         r: How many tokens are merged after every MSA.
     """
 
-    skip: tuple[int, ...]
-    phi: PhiConfig
+    phi: Mapping[int, PhiConfig]
     r: int
 
     @classmethod
@@ -83,18 +83,25 @@ class Row:
             ValueError: There is no such row.
         """
         found = ROW.fullmatch(name)
-        if found is None or not name:
+        cuts = found["cuts"].split(" and ") if found is not None and found["cuts"] else []
+        parts = [CUT.fullmatch(cut) for cut in cuts]
+        if found is None or not name or None in parts:
             raise ValueError(
-                f"--rows takes rows such as 'merge 8', 'cut 3-8 of Z', 'cut 1-2 off the grid merge 4', got {name!r}"
+                "--rows takes rows such as 'merge 8', 'cut 3-8 of Z', 'cut 1-2 off the grid merge 4', "
+                f"'cut 1-4 asking and 5-10', got {name!r}"
             )
-        skip = tuple(parse_skip(found["skip"].replace("+", ","))) if found["skip"] else ()
-        return cls(skip, PHIS[found["phi"] or ""], int(found["r"] or 0))
+        phi = {
+            block: PHIS[part["phi"] or ""]
+            for part in filter(None, parts)
+            for block in parse_skip(part["skip"].replace("+", ","))
+        }
+        return cls(phi, int(found["r"] or 0))
 
     def make(self, teacher: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
         """The model, cut, solved on batches of images and its tokens merged."""
         model = copy.deepcopy(teacher)
-        if self.skip:
-            skipat_surgery.apply(model, self.skip, self.phi, keep_removed=False)
+        if self.phi:
+            skipat_surgery.apply(model, self.phi, keep_removed=False)
             with torch.autocast("cpu", torch.bfloat16):
                 skipat_surgery.solve(model, teacher, batches)
         return merge_tokens(model, self.r) if self.r else model
@@ -120,7 +127,7 @@ class EqualSpeed:
     def run(self) -> None:
         """Measure every row, then time them."""
         teacher = self.subject.teacher
-        models, cuts = {UNTOUCHED: teacher}, any(row.skip for row in self.rows.values())
+        models, cuts = {UNTOUCHED: teacher}, any(row.phi for row in self.rows.values())
         batches = self.subject.fitting(self.args.solve_images) if cuts else []
         for name, row in tqdm(self.rows.items(), desc="Rows", unit="row"):
             models[name] = row.make(teacher, batches)
@@ -164,7 +171,7 @@ class EqualSpeed:
             names = [
                 name
                 for name, row in self.rows.items()
-                if kind == " and ".join(["cut"] * bool(row.skip) + ["merge"] * bool(row.r))
+                if kind == " and ".join(["cut"] * bool(row.phi) + ["merge"] * bool(row.r))
             ]
             points = sorted((speeds[name].value, self.done[name][self.subject.quality], name) for name in names)
             if points:

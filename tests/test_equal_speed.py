@@ -60,9 +60,12 @@ def test_it_measures_what_rows_say_and_goes_on_where_it_was(monkeypatch, tmp_pat
 
 
 def test_names_of_rows():
-    assert equal_speed.Row.of("merge 8") == equal_speed.Row((), PhiConfig(), 8)
-    assert equal_speed.Row.of("cut 1+3-4") == equal_speed.Row((1, 3, 4), PhiConfig(), 0)
-    assert equal_speed.Row.of("cut 1 off the grid merge 2").phi == PhiConfig(pool=4, kernel_size=1)
+    assert equal_speed.Row.of("merge 8") == equal_speed.Row({}, 8)
+    assert equal_speed.Row.of("cut 1+3-4") == equal_speed.Row(dict.fromkeys((1, 3, 4), PhiConfig()), 0)
+    off = PhiConfig(pool=4, kernel_size=1)
+    assert equal_speed.Row.of("cut 1 off the grid merge 2") == equal_speed.Row({1: off}, 2)
+    asking = PhiConfig(expansion=0.125, queries="patches")
+    assert equal_speed.Row.of("cut 1 asking and 3") == equal_speed.Row({1: asking, 3: PhiConfig()}, 0)
     for name in ("", "merge", "cut", "cut 3-8 of Y", "merge 8 cut 3-8"):
         with pytest.raises(ValueError, match="--rows takes rows such as 'merge 8'"):
             equal_speed.Row.of(name)
