@@ -98,12 +98,13 @@ class Row:
         return cls(phi, int(found["r"] or 0))
 
     def make(self, teacher: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
-        """The model, cut, solved on batches of images and its tokens merged."""
+        """The model, cut, solved on batches of images where there are any, and its tokens merged."""
         model = copy.deepcopy(teacher)
         if self.phi:
             skipat_surgery.apply(model, self.phi, keep_removed=False)
-            with torch.autocast("cpu", torch.bfloat16):
-                skipat_surgery.solve(model, teacher, batches)
+            if batches:
+                with torch.autocast("cpu", torch.bfloat16):
+                    skipat_surgery.solve(model, teacher, batches)
         return merge_tokens(model, self.r) if self.r else model
 
 
@@ -127,10 +128,11 @@ class EqualSpeed:
     def run(self) -> None:
         """Measure every row, then time them."""
         teacher = self.subject.teacher
-        models, cuts = {UNTOUCHED: teacher}, any(row.phi for row in self.rows.values())
+        models, cuts = {UNTOUCHED: teacher}, any(row.phi for name, row in self.rows.items() if name not in self.done)
         batches = self.subject.fitting(self.args.solve_images) if cuts else []
         for name, row in tqdm(self.rows.items(), desc="Rows", unit="row"):
-            models[name] = row.make(teacher, batches)
+            # What was measured before is only timed, and takes as long unsolved.
+            models[name] = row.make(teacher, [] if name in self.done else batches)
             if name not in self.done:
                 self.done[name] = self.subject.measure(models[name])
                 run_state.write_json(self.file, self.stored)
