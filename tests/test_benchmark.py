@@ -20,6 +20,7 @@ import skipat_surgery
 from benchmarks import alternatives, profiles, sweep
 from skipat_surgery import PhiConfig
 from skipat_surgery.commands import benchmark as command
+from skipat_surgery.commands.options import parse
 from skipat_surgery.core.clusters import Clustered
 from skipat_surgery.measure import timing
 from skipat_surgery.measure.benchmark import LIMIT, UNTOUCHED, Comparison, Rival, Row, benchmark, summary
@@ -288,3 +289,11 @@ def test_phi_gives_the_same_numbers_with_and_without_gradients():
             found = phi(z, (4, 4), **given)
         assert torch.equal(found, phi(z, (4, 4), **given).detach())
         assert torch.equal(z, before)
+
+
+def test_the_command_compares_what_becomes_of_prefix_tokens():
+    (args,) = parse((command.Arguments,), ["--expansions", "0.25", "--prefix", "attend,mix", "--pool", "0"], "")
+    assert args.phis == {
+        "cut, expansion 0.25, prefix attend": PhiConfig(pool=0),
+        "cut, expansion 0.25, prefix mix": PhiConfig(prefix="mix", pool=0),
+    }

@@ -44,7 +44,7 @@ class Arguments:
     expansions: str = option("0.25,0.5", "Widths of Φ; 'paper' is the paper's Φ.")
     kernel_size: int = option(PhiConfig.kernel_size, "Kernel of Φ's depthwise convolution.")
     channel_attention: bool = option(PhiConfig.channel_attention, "Whether Φ has ECA.")
-    prefix: str = option(PhiConfig.prefix, "What becomes of prefix tokens: attend, mix or pass.")
+    prefix: str = option(PhiConfig.prefix, "What becomes of prefix tokens: attend, mix or pass; several with commas.")
     pool: int = option(
         PhiConfig.pool, "The block's own MSA still runs, over one cluster for pool × pool patches; 0 for none."
     )
@@ -64,13 +64,15 @@ class Arguments:
     @property
     def phis(self) -> dict[str, PhiConfig]:
         """The Φ to cut with, by the name of their row."""
-        found = {}
+        found, prefixes = {}, self.prefix.split(",")
         for width in self.expansions.split(","):
             if width == "paper":
                 found["cut, the paper's Φ"] = PhiConfig.paper()
-            else:
-                phi = parse_phi(self, expansion=float(width))
-                found[f"cut, expansion {phi.expansion:g}"] = phi
+                continue
+            for prefix in prefixes:
+                phi = parse_phi(self, expansion=float(width), prefix=prefix)
+                which = f", prefix {prefix}" if len(prefixes) > 1 else ""
+                found[f"cut, expansion {phi.expansion:g}{which}"] = phi
         return found
 
 
