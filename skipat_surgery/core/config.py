@@ -113,6 +113,10 @@ class SkipatConfig:
                 raise TypeError(f"skip must hold block indices (integers), got {index!r}")
             if not isinstance(phi, PhiConfig):
                 raise TypeError(f"the Φ of block {index} must be a PhiConfig, got {phi!r}")
+        if not isinstance(self.base_model, str | None):
+            raise TypeError(f"base_model must be a name or None, got {self.base_model!r}")
+        if not isinstance(self.results, Mapping | None):
+            raise TypeError(f"results must be a mapping or None, got {self.results!r}")
         object.__setattr__(self, "phi", dict(sorted(self.phi.items())))
 
     @classmethod
@@ -175,21 +179,28 @@ class SkipatConfig:
         """Read what `to_dict` wrote.
 
         Raises:
-            ValueError: The data is of a newer version than this library reads, or holds unknown entries.
+            ValueError: The data is of a newer version than this library reads, holds unknown entries, or is no
+                configuration.
+            TypeError: A value is of the wrong type.
         """
         version = data.get("version")
-        if not isinstance(version, int) or version < 1:
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
             raise ValueError(f"not a skipat configuration: version is {version!r}, expected an integer ≥ 1")
         if version > FORMAT_VERSION:
             raise ValueError(
                 f"this checkpoint's skipat configuration is of version {version}, this library reads up to "
                 f"{FORMAT_VERSION}: upgrade skipat-surgery"
             )
+        phis = data.get("phi")
+        if not isinstance(phis, Mapping) or not all(
+            isinstance(phi, Mapping) and str(index).isdecimal() for index, phi in phis.items()
+        ):
+            raise ValueError(f"phi of a skipat configuration must map block indices to Φ's, got {phis!r}")
         unknown = sorted(set(data) - {"version", "phi", *OPTIONAL})
         allowed = {f.name for f in fields(PhiConfig)}
-        for index, phi in data["phi"].items():
+        for index, phi in phis.items():
             unknown += [f"phi.{index}.{name}" for name in sorted(set(phi) - allowed)]
         if unknown:
             raise ValueError(f"unknown entries in the skipat configuration: {unknown}; Φ knows {sorted(allowed)}")
-        phis = {int(index): PhiConfig(**{**BEFORE, **phi}) for index, phi in data["phi"].items()}
-        return cls(phis, **{name: data.get(name) for name in OPTIONAL})
+        blocks = {int(index): PhiConfig(**{**BEFORE, **phi}) for index, phi in phis.items()}
+        return cls(blocks, **{name: data.get(name) for name in OPTIONAL})
