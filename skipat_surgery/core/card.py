@@ -23,6 +23,11 @@ COLUMNS = (
     ("images_per_second", "images/s", lambda v: f"{v:.0f}"),
     ("speedup", "speed", lambda v: f"{v:.2f}×"),
 )
+METRICS = (
+    # key, the Hub's type, title
+    ("top1", "accuracy", "Top-1"),
+    ("agreement", "agreement", "Agreement with the untouched model"),
+)
 
 
 def model_card(skipat: dict[str, Any], host: str, load_with: str) -> str:
@@ -89,7 +94,10 @@ def _data(base: str | None, results: dict[str, Any] | None, host: str, load_with
             metric_name=name,
             metric_value=round(measured[key], 4),
         )
-        for key, kind, name in (("top1", "accuracy", "Top-1"), ("agreement", "agreement", "Agreement with the teacher"))
+        for key, kind, name in (
+            ("top1", "accuracy", "Top-1"),
+            ("agreement", "agreement", "Agreement with the untouched model"),
+        )
         if key in measured
     ]
     classifies = "ImageClassification" in load_with or "agreement" in measured
@@ -106,11 +114,22 @@ def _data(base: str | None, results: dict[str, Any] | None, host: str, load_with
 def _distillation(results: dict[str, Any] | None) -> str:
     if results is None:
         return "Nothing is recorded: the model was cut, and perhaps trained, without skipat_surgery's recipe."
+    stages = list(results["rows"])[2:]
+    if not stages:
+        return f"It was cut and not trained.\n\n{_measured(results)}"
     return (
-        f"Against {_teacher(results)} on `{results['dataset']}`: {', '.join(list(results['rows'])[2:])} "
+        f"Against {_teacher(results)} on `{results['dataset']}`: {', '.join(stages)} "
         f"({results['steps']} steps), in {results['seconds'] / 60:.1f} minutes; {_labels(results)}."
-        f"\n\n{measured_table(results)}\n\n"
-        f"Measured on {results['rows']['teacher']['images']} images, {results['machine']}, {results['precision']}. "
+        f"\n\n{_measured(results)}"
+    )
+
+
+def _measured(results: dict[str, Any]) -> str:
+    """The table, and how its figures came about."""
+    return (
+        f"{measured_table(results)}\n\n"
+        f"Measured on {results['rows']['teacher']['images']} images, {results['machine']}, {results['precision']}; "
+        "agreement, KL and cosines are those with the untouched model. "
         "Speed is that of the whole model beside the untouched one (SDPA), in one interleaved run."
         + (f"\n\nMade with\n\n```\n{results['command']}\n```" if "command" in results else "")
     )
@@ -126,7 +145,7 @@ def _teacher(results: dict[str, Any]) -> str:
 def _labels(results: dict[str, Any]) -> str:
     """What labels were used for."""
     weight = results.get("label_weight")
-    if weight:
+    if weight and results["steps"]:
         return f"labels were learned from too, with weight {weight:g}"
     measured = "labels were used for measuring only" if "top1" in results["rows"]["teacher"] else "no label was read"
     return measured if weight is not None else "whether it learned from labels is not recorded"
