@@ -66,7 +66,11 @@ def cells(results: dict[str, Any], leave_out: tuple[str, ...] = ()) -> tuple[lis
     rows = results["rows"]
     columns = [c for c in COLUMNS if c[0] not in leave_out and any(c[0] in row for row in rows.values())]
     header = ["", *(title for _, title, _ in columns)]
-    body = [[name, *(form(row[key]) if key in row else "–" for key, _, form in columns)] for name, row in rows.items()]
+    names = {"teacher": "untouched"} if results.get("teacher") else {}  # the row is the model's that was cut
+    body = [
+        [names.get(name, name), *(form(row[key]) if key in row else "–" for key, _, form in columns)]
+        for name, row in rows.items()
+    ]
     return header, body
 
 
@@ -114,13 +118,11 @@ def _data(base: str | None, results: dict[str, Any] | None, host: str, load_with
 def _distillation(results: dict[str, Any] | None) -> str:
     if results is None:
         return "Nothing is recorded: the model was cut, and perhaps trained, without skipat_surgery's recipe."
-    stages = list(results["rows"])[2:]
-    if not stages:
-        return f"It was cut and not trained.\n\n{_measured(results)}"
+    stages = ", ".join(list(results["rows"])[2:])
+    trained = f"{stages} ({results['steps']} steps), in {results['seconds'] / 60:.1f} minutes"
     return (
-        f"Against {_teacher(results)} on `{results['dataset']}`: {', '.join(stages)} "
-        f"({results['steps']} steps), in {results['seconds'] / 60:.1f} minutes; {_labels(results)}."
-        f"\n\n{_measured(results)}"
+        f"Against {_teacher(results)} on `{results['dataset']}`: {trained if stages else 'cut, not trained'}; "
+        f"{_labels(results)}.\n\n{_measured(results)}"
     )
 
 
