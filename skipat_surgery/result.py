@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from typing import Any
@@ -42,11 +43,11 @@ class Result(ABC):
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON holds it; NaN is null."""
+    """A value as JSON holds it; what is not finite is null."""
     if isinstance(value, Tensor):
         return _plain(value.tolist())
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

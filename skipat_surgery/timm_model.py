@@ -43,7 +43,7 @@ def save(model: Any, folder: str | Path) -> None:
     config = json.loads(config_file.read_text())
     # timm 1.0.31 writes num_classes twice, and transformers' TimmWrapper then passes it twice and fails.
     config.get("model_args", {}).pop("num_classes", None)
-    config_file.write_text(json.dumps(config, indent=2))
+    config_file.write_text(json.dumps(config, indent=2, allow_nan=False))
     if is_adopted(model):
         write_card(folder, model_card(model._model_args["skipat"], "timm", load_with=""))
 

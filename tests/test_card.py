@@ -31,6 +31,9 @@ def card(**facts) -> str:
         ({"teacher": "founder/large", "label_weight": 0.0}, "Against `founder/large` on `images`"),
         ({"teacher": None, "label_weight": 0.0}, "labels were used for measuring only"),
         ({"teacher": None, "label_weight": 0.5}, "labels were learned from too, with weight 0.5"),
+        ({"teacher": None}, "| teacher | 90.00 |"),
+        ({"teacher": "founder/large"}, "| untouched | 90.00 |"),
+        ({"teacher": None, "label_weight": 0.5, "steps": 0}, "labels were used for measuring only"),
         ({}, "whether it learned from labels is not recorded"),
     ],
 )
@@ -41,6 +44,11 @@ def test_it_says_what_happened(facts, says):
 def test_without_labels_none_was_read():
     rows = {"teacher": {"images": 10}, "cut": {"patch_cosine": 0.5}}
     assert "no label was read" in card(rows=rows, teacher=None, label_weight=0.0)
+
+
+def test_a_model_that_was_only_cut_says_so():
+    rows = {"teacher": {"images": 10}, "cut": {"patch_cosine": 0.5}}
+    assert "on `images`: cut, not trained; " in card(rows=rows, teacher=None, label_weight=0.0, steps=0)
 
 
 def test_the_trainer_keeps_it(vit, tmp_path):

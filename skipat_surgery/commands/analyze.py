@@ -50,7 +50,7 @@ class Arguments:
     batch_size: int = option(128, "Images a batch.")
     cka: bool = option(True, "Whether to compute CKA.")
     mixed_precision: str | None = option(None, "no, bf16 or fp16.")
-    seed: int = option(0, "Which images are drawn.")
+    seed: int = option(0, "Seed of the images that are drawn, and of a fresh Φ.")
     output_dir: str = option("outputs/analysis", "Where everything is written.")
 
 
@@ -68,6 +68,7 @@ def run(args: Arguments) -> None:
     output.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     model, loader = load(args, accelerator, output)
+    torch.manual_seed(args.seed)  # a fresh Φ is drawn
     widths = args.expansions.split(",") if args.expansions else ()
     phis = [PhiConfig(expansion=float(width)) for width in widths] or None
     with accelerator.autocast():
@@ -79,12 +80,7 @@ def run(args: Arguments) -> None:
     plan.plot(output / "frontier.png")
     if similarity is not None:
         similarity.plot(output / "cka.png", skip=plan)
-        cls = similarity.cls_attention
-        found["cka"] = {
-            "images": similarity.images,
-            "msa": similarity.msa.tolist(),
-            "cls_attention": None if cls is None else cls.tolist(),
-        }
+        found["cka"] = similarity.to_dict()
     run_state.write_json(output / "analysis.json", found)
     console.print(plan.table())
     run_state.write_json(output / "plan.json", SkipatConfig.parse(plan).to_dict())

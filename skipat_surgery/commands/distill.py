@@ -12,122 +12,40 @@ The output directory then holds ``best/`` and ``last/`` (standard checkpoints), 
 from __future__ import annotations
 
 import copy
-import json
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 from accelerate import Accelerator
-from huggingface_hub.utils import validate_repo_id
 from rich.console import Console
-from torch.utils.data import DataLoader, Subset
 
 import skipat_surgery
-from skipat_surgery import PhiConfig
 
 from ..analysis.planning import block_ranges
-from ..convert.evaluation import Evaluator
+from ..convert.evaluation import score
+from ..convert.finite import check_weights
 from ..convert.optimizers import freeze_untouched
-from ..convert.settings import TrainingConfig, option
+from ..convert.settings import TrainingConfig
 from ..convert.solve import check_enough
 from ..convert.training import Progress, Training
 from ..core.hub import push
-from ..measure.counting import count_parameters, gflops
-from ..measure.timing import throughput
 from . import digits, images, loading, results, run_state
+from .arguments import Arguments, repository, settings
 from .machine import keep_freed_memory, machine, quiet_libraries, use_all_cores
+from .measuring import Measuring, costs_of
 from .options import parse, parse_cut
+from .output import Output, plain_copy
 from .presets import PRESETS, teacher_steps
 from .reload import difference_after_reload
 from .sources import keep_teacher, load_data, load_model, unlabelled
 
-RUN = "run.json"
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """What to convert, on which images, into what."""
-
-    model: str = option(digits.NAME, "HF id, directory, or timm/NAME; 'digits' trains the demonstration's teacher.")
-    teacher: str | None = option(
-        None, "Another model to learn from, with the same preprocessing; the untouched model when left out."
-    )
-    dataset: str = option(digits.NAME, "HF id, a folder of images or of parquet files, or 'digits'.")
-    dataset_config: str | None = option(None, "Configuration of a data set that has several.")
-    train_split: str | None = option(None, "Split to distil on; found when left out.")
-    eval_split: str | None = option(None, "Split to measure on; found when left out.")
-    image_column: str | None = option(None, "Column of images; found when left out.")
-    label_column: str | None = option(None, "Column of labels: to measure by, to learn from by label_weight; or none.")
-    preset: str = option("fast", "How much to spend: fast, standard or long. What is given besides goes before it.")
-    skip: str = option("3-8", "Blocks to skip, counted from 0, such as 3-8 or 2,4-6.")
-    plan: str | None = option(
-        None, "plan.json of recipes/analyze.py: blocks and Φ, in the place of --skip and all Φ's."
-    )
-    expansion: float = option(PhiConfig.expansion, "Hidden width of Φ, as a multiple of the model's.")
-    kernel_size: int = option(PhiConfig.kernel_size, "Side of Φ's depthwise convolution, odd.")
-    channel_attention: bool = option(PhiConfig.channel_attention, "Whether Φ has ECA.")
-    prefix: str = option(PhiConfig.prefix, "What becomes of prefix tokens: attend, mix or pass.")
-    pool: int = option(
-        PhiConfig.pool, "The block's own MSA still runs, over one cluster for pool × pool patches; 0 for none."
-    )
-    queries: str = option(PhiConfig.queries, "Who asks where there are clusters: clusters or patches.")
-    reads_x: bool = option(PhiConfig.reads_x, "Whether Φ reads LN(X) beside the Z of the block before.")
-    solve_images: int = option(4096, "Images for the closed-form start of Φ; 0 leaves Φ reusing Z.")
-    refit_images: int = option(0, "Images for the closed-form refit of the blocks' last maps; 0 leaves it out.")
-    align_steps: int = option(
-        0, "Batches for the layerwise training of Φ, between solving and distilling; 0 leaves it out."
-    )
-    output_dir: str = option("outputs/digits", "Where everything is written.")
-    resume: bool = option(False, "Go on from the newest whole checkpoint in output_dir.")
-    mixed_precision: str | None = option(None, "no, bf16 or fp16; accelerate's own setting when left out.")
-    report_to: list[str] = field(default_factory=list, metadata={"help": "Trackers: tensorboard, wandb, …"})
-    push_to_hub: bool = option(False, "Upload best/ with its model card.")
-    hub_model_id: str | None = option(None, "Repository to push to; output_dir's name when left out.")
-    hub_private_repo: bool | None = option(None, "Whether to make that repository private, when it is made.")
-
-
-def settings(args: Arguments, config: TrainingConfig, processes: int) -> dict[str, Any]:
-    """What decides the weights that come out, and so must stay the same when a run is resumed."""
-    others = ("resume", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "num_workers", "log_steps")
-    given = {**asdict(args), **asdict(config), "processes": processes}
-    return {name: value for name, value in given.items() if name not in others}
-
-
-def check_output(args: Arguments, config: TrainingConfig, processes: int) -> Path:
-    """The output directory, which must not hold a run, or the one to resume.
-
-    Raises:
-        ValueError: It holds one and this is no resumption, or the run there has other settings.
-    """
-    output = Path(args.output_dir)
-    if not (output / RUN).exists():
-        return output
-    if not args.resume:
-        raise ValueError(f"{output} already holds a run: go on with it by --resume, or choose another --output_dir")
-    before, now = json.loads((output / RUN).read_text()), settings(args, config, processes)
-    changed = [f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in now if before.get(name) != now[name]]
-    if changed:
-        raise ValueError(f"{output} cannot be resumed with other settings: {'; '.join(changed)}")
-    return output
-
-
-def repository(name: str) -> str:
-    """The name of a repository that can be pushed to, by its form and by there being a login; nothing is created.
-
-    Raises:
-        ValueError: It is no name of a repository, or nobody is logged in.
-    """
-    validate_repo_id(name)
-    if huggingface_hub.get_token() is None:
-        raise ValueError("push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN")
-    return name
+DISTILLED = "distilled"
 
 
 class Recipe:
@@ -141,11 +59,14 @@ class Recipe:
             log_with=args.report_to or None,
             project_dir=args.output_dir,
         )
-        self.output = check_output(args, config, self.accelerator.num_processes)
+        now = settings(args, config, self.accelerator.num_processes)
+        self.output = Output(Path(args.output_dir), now, args.resume, self.accelerator)
+        self.output.check()
         use_all_cores(self.accelerator)
         self.cut = parse_cut(args)
-        self.host = load_model(args.model, self.accelerator, self.output)
+        self.host = load_model(args.model, self.accelerator, self.output.folder)
         self.original = self.host.model.to(self.accelerator.device)
+        torch.manual_seed(config.seed)  # a fresh Φ is drawn
         self.student = skipat_surgery.apply(
             copy.deepcopy(self.original), replace(self.cut, base_model=self.host.base_model)
         )
@@ -163,52 +84,44 @@ class Recipe:
             check_enough(min(args.solve_images, len(self.data.train)), self.student)
         self.prepare_data()
         self.progress = Progress()
-        self.evaluate = Evaluator(
-            self.original,
-            labelled=bool(self.data.label_column),
-            gather=self.accelerator.gather_for_metrics,
-        )
         self.console = Console(quiet=not self.accelerator.is_main_process)
         if args.push_to_hub:
-            self.repo = repository(args.hub_model_id or self.output.name)
+            self.repo = repository(args.hub_model_id or self.output.folder.name)
+        self.output.hold()
         self.accelerator.wait_for_everyone()  # nobody writes before everybody has checked
 
     def prepare_data(self) -> None:
-        """Make the training items, and the evaluation batches: all of them, and a sample for the way."""
+        """Make the training items and the evaluation items, and what measures models on these."""
         data, host, config = self.data, self.host, self.config
         self.collate = images.Collate(host.preprocess, host.image_mode, host.image_size)
         columns = data.image_column, data.label_column, host.image_mode
         augment = images.training_crop(host.image_size, config.min_crop_scale)
         self.train_items = images.ImageItems(data.train, *columns, augment=augment, seed=config.seed)
         self.eval_items = images.ImageItems(data.evaluation, *columns)
-        order = torch.randperm(len(self.eval_items), generator=torch.Generator().manual_seed(config.seed))
-        sample = Subset(self.eval_items, order[: config.eval_images].tolist())
-        self.eval_loader, self.sample_loader = (
-            self.accelerator.prepare(
-                DataLoader(items, config.batch_size, collate_fn=self.collate, num_workers=config.num_workers)
-            )
-            for items in (self.eval_items, sample)
-        )
+        labelled = bool(data.label_column)
+        self.measuring = Measuring(host, self.eval_items, self.collate, labelled, self.accelerator, config)
 
     def run(self) -> None:
         """Cut, solve, distil, measure, save, reload, show."""
-        folder = self.output / "checkpoints"
-        if self.accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            now = settings(self.args, self.config, self.accelerator.num_processes)
-            run_state.write_json(self.output / RUN, now)
-            if self.args.model == digits.NAME:
-                keep_teacher(self.host, self.output)
-        self.accelerator.init_trackers(
-            "skipat", {**asdict(self.config), "model": self.args.model, "skip": block_ranges(self.cut.skip)}
-        )
-        self.console.print(skipat_surgery.report(self.student).table())
-        freeze_untouched(self.student)
-        self.console.print(
-            f"Preset {self.args.preset}: {self.config.max_steps} steps of {self.config.batch_size} images, the work of "
-            f"{teacher_steps(self.student, self.original, self.config.max_steps):.0f} training steps of the teacher"
-        )
-        found = run_state.finished(folder) if self.args.resume else []
+        with self.output:
+            if self.args.model == digits.NAME and self.accelerator.is_main_process:
+                keep_teacher(self.host, self.output.folder)
+            self.accelerator.init_trackers(
+                "skipat", {**asdict(self.config), "model": self.args.model, "skip": block_ranges(self.cut.skip)}
+            )
+            self.console.print(skipat_surgery.report(self.student).table())
+            freeze_untouched(self.student)
+            self.console.print(
+                f"Preset {self.args.preset}: {self.config.max_steps} steps of {self.config.batch_size} images, the "
+                f"work of {teacher_steps(self.student, self.original, self.config.max_steps):.0f} training steps of "
+                "the teacher"
+            )
+            self.finish(self.distil())
+            self.accelerator.end_training()
+
+    def distil(self) -> torch.nn.Module:
+        """Start the student and train it, or go on with that; returns the model that comes out."""
+        found = run_state.finished(self.output.checkpoints) if self.args.resume else []
         if not found:
             self.start()
         share = self.teacher is self.original
@@ -223,18 +136,16 @@ class Recipe:
             training.fit(
                 training.loader(self.train_items, self.collate),
                 measure=lambda step: self.measure(training, step),
-                save=lambda step: run_state.save(self.accelerator, folder, step),
+                save=lambda step: self.save_state(training, step),
             )
-        else:
-            self.write(self.student, "best")
-            self.write(self.student, "last")
-        self.finish(training)
-        self.accelerator.end_training()
+        self.output.begin()
+        self.output.save(self.host, training.result, "last")
+        return training.result
 
     def start(self) -> None:
         """Measure the model cut and not trained, then solve and align its Φ, and measure after each."""
         config = self.config
-        self.progress.rows["cut"] = self.measured(self.student, self.eval_loader)
+        self.measure_stage("cut")
         if self.args.solve_images:
             chosen = unlabelled(self.host, self.data, self.args.solve_images, config.batch_size, config.seed)
             self.stage("solved", lambda: skipat_surgery.solve(self.student, self.original, chosen))
@@ -255,85 +166,87 @@ class Recipe:
         with self.accelerator.autocast():
             work()
         self.progress.seconds += time.perf_counter() - began
-        self.progress.rows[name] = self.measured(self.student, self.eval_loader)
+        self.measure_stage(name)
 
-    def measured(self, model: torch.nn.Module, loader: DataLoader) -> dict[str, float]:
-        """A model's figures on evaluation images."""
-        with self.accelerator.autocast():
-            return self.evaluate(model, loader)
+    def measure_stage(self, name: str) -> None:
+        """Measure the student after one stage."""
+        self.progress.rows[name], sample = self.measuring.on_all(self.student)
+        self.keep_best(self.student, name, sample)
 
     def measure(self, training: Training, step: int) -> None:
-        """Measure on the schedule, and keep the best model so far."""
-        last = step == self.config.max_steps
-        figures = self.measured(training.result, self.eval_loader if last else self.sample_loader)
+        """Measure on the schedule: at the end on all images, and by the sample keep the best model."""
+        self.output.begin()
+        if step == self.config.max_steps:
+            figures, sample = self.measuring.on_all(training.result)
+            self.progress.rows[DISTILLED] = figures
+        else:
+            figures = sample = self.measuring.on_sample(training.result)
         training.record(figures)
         shown = {
             name: round(value, 4) for name, value in figures.items() if name in ("top1", "agreement", "patch_cosine")
         }
         self.console.print(f"step {step}: {shown}")
-        score = figures.get("agreement", figures.get("prefix_cosine", figures["patch_cosine"]))
-        if score > self.progress.best:
-            self.progress.best = score
-            self.write(training.result, "best")
-        if last:
-            self.progress.rows["distilled"] = figures
-            self.write(training.result, "last")
+        self.keep_best(training.result, DISTILLED, sample)
 
-    def write(self, model: torch.nn.Module, name: str) -> None:
-        """Save a standard checkpoint, whole or not at all."""
-        if self.accelerator.is_main_process:
-            run_state.replace_folder(self.output / name, lambda folder: self.host.save(plain_copy(model), folder))
+    def keep_best(self, model: torch.nn.Module, stage: str, sample: dict[str, float]) -> None:
+        """Save a model where none before was better on the sample."""
+        progress = self.progress
+        if progress.best and score(sample) < score(progress.best["sample"]):
+            return
+        progress.best = {"stage": stage, "step": progress.step, "seconds": progress.seconds, "sample": sample}
+        self.output.save(self.host, model, "best")
 
-    def finish(self, training: Training) -> None:
-        """Reload in a new process, compare speed, and write results, picture and model card."""
+    def save_state(self, training: Training, step: int) -> None:
+        """Write what the run can be resumed from."""
+        check_weights(training.plain, "lower the learning rates")
+        self.output.begin()
+        run_state.save(self.accelerator, self.output.checkpoints, step)
+
+    def best_figures(self) -> dict[str, float]:
+        """What the best model gives on all images, which is measured where it was not."""
+        best = self.progress.best
+        if best["step"] in (0, self.config.max_steps):
+            return self.progress.rows[best["stage"]]
+        self.accelerator.wait_for_everyone()
+        model = loading.load(str(self.output.folder / "best")).model.to(self.accelerator.device)
+        return self.measuring.on_all(model)[0]
+
+    def finish(self, result: torch.nn.Module) -> None:
+        """Reload in a new process, compare speed, and write results, picture and model cards."""
+        best = self.best_figures()
         if not self.accelerator.is_main_process:
             return
-        model = plain_copy(training.result)
+        model, folder = self.host.as_saved(plain_copy(result)), self.output.folder
         first = range(min(len(self.eval_items), self.config.batch_size))
         batch = self.collate([self.eval_items[index] for index in first])["pixel_values"].to(self.accelerator.device)
-        summary = self.summarise(model, batch)
-        summary["reload_difference"] = difference_after_reload(self.output / "last", model, batch)
-        run_state.write_json(self.output / "results.json", summary)
-        results.plot(summary, self.output / "curve.png")
-        recorded = {name: value for name, value in summary.items() if name not in ("history", "arguments")}
-        recorded["command"] = shlex.join(["accelerate", "launch", *sys.argv])
+        summary = self.summarise(model, batch, best)
+        summary["reload_difference"] = difference_after_reload(folder / "last", model, batch)
+        run_state.write_json(folder / "results.json", summary)
+        results.plot(summary, folder / "curve.png")
+        command = shlex.join(["accelerate", "launch", *sys.argv])
         for name in ("best", "last"):
-            loading.add_results(self.output / name, recorded)
+            loading.add_results(folder / name, {**results.of_checkpoint(summary, name), "command": command})
         self.console.print(results.table(summary))
-        self.console.print(
-            f"Saved, reloaded in a new process, largest difference in the outputs: {summary['reload_difference']:.2g}\n"
-            f"Checkpoint: {self.output / 'last'} (best so far on the way: {self.output / 'best'})\n"
-            f"Picture:    {self.output / 'curve.png'}\nFigures:    {self.output / 'results.json'}"
-        )
-        in_training, in_evaluation = self.progress.corrupt, self.final()["corrupt"]
+        self.console.print(results.places(summary, folder))
+        in_training, in_evaluation = self.progress.corrupt, best["corrupt"]
         if in_training or in_evaluation:
             self.console.print(
                 f"Left out as unreadable: {in_evaluation} evaluation images, training images {in_training} times"
             )
         if self.args.push_to_hub:
             url = push(
-                lambda folder: shutil.copytree(self.output / "best", folder, dirs_exist_ok=True),
+                lambda copy: shutil.copytree(folder / "best", copy, dirs_exist_ok=True),
                 self.repo,
                 private=self.args.hub_private_repo,
             )
             self.console.print(f"Pushed to {url}")
 
-    def final(self) -> dict[str, float]:
-        """The figures of the last stage."""
-        return list(self.progress.rows.values())[-1]
-
-    def summarise(self, model: torch.nn.Module, batch: torch.Tensor) -> dict[str, Any]:
+    def summarise(self, model: torch.nn.Module, batch: torch.Tensor, best: dict[str, float]) -> dict[str, Any]:
         """Everything that was measured, as ``results.json`` holds it."""
-        speed = throughput({"teacher": self.original, "cut": model}, batch, self.accelerator.autocast)
-        final = self.final()
-        teacher = {"agreement": 1.0, "images": final["images"]} if "agreement" in final else {"images": final["images"]}
-        if "teacher_top1" in final:
-            teacher["top1"] = final["teacher_top1"]
-        rows = {"teacher": teacher, **self.progress.rows}
-        for name, row in rows.items():
-            measured, kind = (self.original, "teacher") if name == "teacher" else (model, "cut")
-            row |= {"parameters": count_parameters(measured), "gflops": gflops(measured)}
-            row |= {"images_per_second": speed[kind], "speedup": speed[kind] / speed["teacher"]}
+        costs = costs_of({"teacher": self.original, "cut": model}, batch, self.accelerator)
+        rows = {"teacher": {**results.of_teacher(best), **costs["teacher"]}}
+        rows |= {name: {**row, **costs["cut"]} for name, row in self.progress.rows.items()}
+        where = {name: self.progress.best[name] for name in ("stage", "step", "seconds")}
         return {
             "model": self.args.model,
             "dataset": self.args.dataset,
@@ -346,22 +259,16 @@ class Recipe:
             "machine": machine(self.accelerator.device),
             "processes": self.accelerator.num_processes,
             "precision": self.accelerator.mixed_precision,
+            "dtype": str(self.host.dtype).removeprefix("torch."),
             "steps": self.config.max_steps,
             "seconds": self.progress.seconds,
             "wall_seconds": time.perf_counter() - self.began,
             "corrupt_in_training": self.progress.corrupt,
             "rows": rows,
+            "best": {**where, "figures": {**best, **costs["cut"]}},
             "history": self.progress.history,
             "arguments": {**asdict(self.args), **asdict(self.config)},
         }
-
-
-def plain_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy without what accelerate added to ``forward``."""
-    copied = copy.deepcopy(model)
-    copied.__dict__.pop("forward", None)
-    copied.__dict__.pop("_original_forward", None)
-    return copied.eval()
 
 
 def main() -> None:
@@ -374,7 +281,11 @@ def main() -> None:
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         print(f"distill.py: error: {error}", file=sys.stderr)
         sys.exit(2)
-    recipe.run()
+    try:
+        recipe.run()
+    except FloatingPointError as error:
+        print(f"distill.py: error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from .. import timm_model
+from ..convert.finite import check_weights
 from ..core.card import model_card, write_card
 from ..observing import num_classes_of
 from ..tower import Tower
@@ -33,6 +35,7 @@ class LoadedModel:
         image_mode: The PIL mode that `preprocess` takes, ``"RGB"`` or ``"L"``.
         processor: transformers' image processor; None for timm, whose configuration the model itself holds.
         base_model: The name that its weights were loaded by, where it is one of the Hub; None where it is not known.
+        dtype: What its checkpoint's weights are stored in, and what `save` stores them in.
     """
 
     model: nn.Module
@@ -40,6 +43,7 @@ class LoadedModel:
     image_mode: str
     processor: Any = None
     base_model: str | None = None
+    dtype: torch.dtype = torch.float32
 
     @property
     def num_classes(self) -> int | None:
@@ -54,16 +58,28 @@ class LoadedModel:
         return height, width
 
     def save(self, model: nn.Module, directory: str | Path) -> None:
-        """Write a model of this kind as a standard checkpoint, with its preprocessing beside it."""
+        """Write a model of this kind as a standard checkpoint in its dtype, with its preprocessing beside it.
+
+        Raises:
+            FloatingPointError: A weight is not finite, or would not be in that dtype; nothing is then written.
+        """
+        check_weights(model, "lower the learning rates")
+        if self.dtype != torch.float32:
+            model = copy.deepcopy(model).to(self.dtype)
+            check_weights(model, f"{self.dtype} cannot hold them; store the model in float32 and begin with that")
         if self.processor is None:
             timm_model.save(model, directory)
         else:
             model.save_pretrained(directory)  # type: ignore[operator]
             self.processor.save_pretrained(directory)
 
+    def as_saved(self, model: nn.Module) -> nn.Module:
+        """A model as its checkpoint gives it back: its weights rounded to the dtype they are stored in, in float32."""
+        return model if self.dtype == torch.float32 else copy.deepcopy(model).to(self.dtype).float()
+
 
 def load(name: str) -> LoadedModel:
-    """Load a model, cut or not, in evaluation mode.
+    """Load a model, cut or not, in evaluation mode and in float32, whatever its checkpoint is stored in.
 
     Args:
         name: A Hugging Face id, a directory that transformers or timm wrote, or ``timm/NAME`` with any name that
@@ -72,16 +88,30 @@ def load(name: str) -> LoadedModel:
     Raises:
         OSError: There is no such model, or no image processor beside it.
     """
+    loaded = _load_as_stored(name)
+    return replace(loaded, model=loaded.model.float())
+
+
+def _load_as_stored(name: str) -> LoadedModel:
     directory = Path(name)
     if name.startswith(TIMM_PREFIX) and not directory.is_dir():
         loaded = from_timm(timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=True))
         return replace(loaded, base_model=timm_name(loaded.model))
     config_file = directory / "config.json"
     if config_file.is_file() and "architecture" in json.loads(config_file.read_text()):
-        return from_timm(timm.create_model(f"local-dir:{directory}", pretrained=True))
+        loaded = from_timm(timm.create_model(f"local-dir:{directory}", pretrained=True))
+        return replace(loaded, dtype=stored_dtype(directory))
     config = AutoConfig.from_pretrained(name)
-    model = class_of(config).from_pretrained(name)
-    return from_transformers(model, AutoImageProcessor.from_pretrained(name))
+    model = class_of(config).from_pretrained(name, dtype="auto")
+    return replace(from_transformers(model, AutoImageProcessor.from_pretrained(name)), dtype=model.dtype)
+
+
+def stored_dtype(directory: Path) -> torch.dtype:
+    """The dtype of the weights in a directory that timm wrote; timm itself loads them as float32."""
+    file = next(path for pattern in ("*.safetensors", "*.bin") for path in directory.glob(pattern))
+    return next(
+        weight.dtype for weight in timm.models.load_state_dict(str(file)).values() if weight.is_floating_point()
+    )
 
 
 def timm_name(model: Any) -> str:
@@ -150,7 +180,7 @@ def add_results(directory: str | Path, results: dict[str, Any]) -> None:
     config = json.loads(config_file.read_text())
     skipat = config["model_args"]["skipat"] if "architecture" in config else config["skipat"]
     skipat["results"] = results
-    config_file.write_text(json.dumps(config, indent=2) + "\n")
+    config_file.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n")
     card = Path(directory) / "README.md"
     card.unlink(missing_ok=True)
     write_card(directory, model_card(skipat, results["host"], results["auto_class"]))

@@ -25,6 +25,40 @@ def table(results: dict[str, Any]) -> Table:
     return shown
 
 
+def of_teacher(figures: dict[str, float]) -> dict[str, float]:
+    """The row of the untouched model, from the figures of one that was measured against it."""
+    row = {"agreement": 1.0, "images": figures["images"]} if "agreement" in figures else {"images": figures["images"]}
+    return {**row, "top1": figures["teacher_top1"]} if "teacher_top1" in figures else row
+
+
+def of_checkpoint(results: dict[str, Any], name: str) -> dict[str, Any]:
+    """What the configuration and the card of ``best`` or ``last`` hold: its own figures, and not the run's course."""
+    own = {key: value for key, value in results.items() if key not in ("history", "arguments", "best")}
+    if name == "last":
+        return own
+    best = results["best"]
+    names = list(results["rows"])
+    before = names[: names.index(best["stage"])]
+    rows = {**{row: results["rows"][row] for row in before}, best["stage"]: best["figures"]}
+    if best["step"] != results["steps"]:
+        del own["reload_difference"]
+    return {**own, "rows": rows, "steps": best["step"], "seconds": best["seconds"]}
+
+
+def places(results: dict[str, Any], folder: Path) -> str:
+    """Where everything lies, and what was checked of it."""
+    best = results["best"]
+    which = f"step {best['step']}" if best["step"] else best["stage"]
+    shown = {"agreement": "agreement", "prefix_cosine": "CLS cosine", "patch_cosine": "patch cosine"}
+    figure = next(f"{title} {best['figures'][key]:.4f}" for key, title in shown.items() if key in best["figures"])
+    return (
+        f"Saved, reloaded in a new process, largest difference in the outputs: {results['reload_difference']:.2g}\n"
+        f"Checkpoint: {folder / 'last'}\n"
+        f"Best:       {folder / 'best'} ({which}: {figure} on {best['figures']['images']} images)\n"
+        f"Picture:    {folder / 'curve.png'}\nFigures:    {folder / 'results.json'}"
+    )
+
+
 def title(results: dict[str, Any]) -> str:
     """What was measured on what."""
     return (
@@ -46,7 +80,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     left.plot([p["step"] for p in losses], [p["loss"] for p in losses])
     left.set(xlabel="step", ylabel="loss", title="Distillation loss")
     minutes = [p["seconds"] / 60 for p in measured]
-    names = {"top1": "top-1", "agreement": "agreement with the teacher", "prefix_cosine": "CLS cosine"}
+    names = {"top1": "top-1", "agreement": "agreement with the untouched model", "prefix_cosine": "CLS cosine"}
     shown = [
         key for key in names if key in measured[-1] and (key != "prefix_cosine" or "agreement" not in measured[-1])
     ]

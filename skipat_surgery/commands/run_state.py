@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 PREFIX = "step-"
-UNFINISHED = ".unfinished"
+UNFINISHED, REPLACED = ".unfinished", ".replaced"
 
 
 def save(accelerator: Accelerator, folder: Path, step: int) -> None:
@@ -42,11 +42,22 @@ def save(accelerator: Accelerator, folder: Path, step: int) -> None:
 
 def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
     """Write a folder under a temporary name, then put it in the place of an older one."""
-    partial = final.with_name(final.name + UNFINISHED)
+    partial, older = (final.with_name(final.name + ending) for ending in (UNFINISHED, REPLACED))
     shutil.rmtree(partial, ignore_errors=True)
     write(partial)
-    shutil.rmtree(final, ignore_errors=True)
+    recover_folder(final)
+    if final.exists():
+        final.rename(older)
     partial.rename(final)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def recover_folder(final: Path) -> None:
+    """Put a folder back that `replace_folder` was stopped before it could replace, and clear what it had replaced."""
+    older = final.with_name(final.name + REPLACED)
+    if older.exists() and not final.exists():
+        older.rename(final)
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def finished(folder: Path) -> list[Path]:
@@ -65,7 +76,12 @@ def _flush(path: Path) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON whole or not at all."""
+    """Write JSON whole or not at all.
+
+    Raises:
+        ValueError: A number is not finite, which JSON cannot hold.
+    """
+    text = json.dumps(data, indent=2, allow_nan=False)
     partial = path.with_name(path.name + UNFINISHED)
-    partial.write_text(json.dumps(data, indent=2) + "\n")
+    partial.write_text(text + "\n")
     partial.replace(path)

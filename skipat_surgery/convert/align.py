@@ -21,6 +21,7 @@ from ..core.family import Grid
 from ..observing import evaluating, pixels_of, z_of
 from ..result import Result, titled_table
 from ..tower import Tower, check_pair
+from .finite import check_loss, check_precision, in_float16
 from .losses import relative_error
 from .solve import phi_of
 
@@ -82,13 +83,15 @@ def align(
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: The model is not cut, the teacher is, or there are no images.
+        ValueError: The model is not cut, the teacher is, either is in half precision, or there are no images.
+        FloatingPointError: The loss is not finite; the model is then as the step before left it.
 
     Example:
         >>> skipat_surgery.solve(student, teacher, [images])  # doctest: +SKIP
         >>> skipat_surgery.align(student, teacher, loader, steps=100)  # doctest: +SKIP
     """
     student, original = check_pair(model, teacher)
+    check_precision(model, teacher)
     phis = nn.ModuleList(student.blocks[index].phi for index in student.skip)  # type: ignore[misc]
     wanted = [parameter.requires_grad for parameter in phis.parameters()]
     phis.requires_grad_(True)
@@ -133,7 +136,11 @@ def _train(
         if step < WARMUP:
             set_rate(optimizer, learning_rate * (step + 1) / WARMUP)
         pixels = pixels_of(batch).to(next(phis.parameters()).device)
-        errors.append(_step(student, original, pixels, chained, optimizer))
+        loss = _loss(student, original, pixels, chained)
+        float16 = in_float16(pixels.device)
+        check_loss(float(loss.detach()), step + 1, student.module, original.module, pixels, float16=float16)
+        _update(loss, optimizer)
+        errors.append(float(loss.detach()))
         if step >= WARMUP:
             schedule.step(errors[-1])
         bar.set_postfix(error=f"{errors[-1]:.4f}")
@@ -173,8 +180,8 @@ def repeated(batches: Iterable[Any], count: int) -> Iterator[Any]:
             )
 
 
-def _step(student: Tower, original: Tower, pixels: Tensor, chained: bool, optimizer: torch.optim.Optimizer) -> float:
-    """One batch; returns the loss."""
+def _loss(student: Tower, original: Tower, pixels: Tensor, chained: bool) -> Tensor:
+    """The loss of one batch, with a gradient."""
     alone = not any(phi.reads_x or phi.pool for phi in map(partial(phi_of, student), student.skip))
     sources = [run[0] - 1 for run in student.config.runs] if alone else []
     targets = z_of(original, {*sources, *student.skip}, pixels)
@@ -189,12 +196,15 @@ def _step(student: Tower, original: Tower, pixels: Tensor, chained: bool, optimi
             relative_error(found[index].float(), targets[index].float(), student.num_special_tokens).mean()
             for index in student.skip
         ]
-        loss = torch.stack(losses).mean()
-        loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
+        return torch.stack(losses).mean()
+
+
+def _update(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step of the optimizer on the parameters it has."""
+    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
     optimizer.step()
     optimizer.zero_grad()
     torch.clear_autocast_cache()  # the casts of the weights as they were
-    return float(loss.detach())
 
 
 def _chain(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from ..observing import labels_of, pixels_of
 from ..result import Result, titled_table
 from ..tower import check_pair
 from .align import repeated
+from .finite import check_loss, check_precision, in_float16
 from .losses import LossWeights, distances, distillation_loss, label_loss
 from .optimizers import LEARNING_RATE, MUON_LEARNING_RATE, WEIGHT_DECAY, freeze_untouched, optimizers
 from .rates import STEPS, probe
@@ -61,8 +61,9 @@ def distill(
     """Train a cut model end to end against the model it was made from, in place.
 
     Student and teacher see the same images. What lies before the first skipped block stays as it is; all the rest is
-    trained, Muon for the matrices of the blocks and AdamW for what remains. The models stay where they are, in their
-    precision; `recipes/distill.py` adds several processes, mixed precision, resuming and measuring.
+    trained, Muon for the matrices of the blocks and AdamW for what remains. The models stay where they are, in float32:
+    mixed precision is `torch.autocast` around the call. `recipes/distill.py` adds several processes, resuming and
+    measuring.
 
     Args:
         student: A cut model; best solved first.
@@ -81,7 +82,8 @@ def distill(
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: The model is not cut, the teacher is, or there are no images, or no labels where they are to count.
+        ValueError: The model is not cut, the teacher is, either is in half precision, or there are no images, or no
+            labels where they are to count.
         FloatingPointError: The loss is not finite; the student is then as the step before left it.
 
     Example:
@@ -92,6 +94,7 @@ def distill(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     towers = check_pair(student, teacher)
+    check_precision(student, teacher)
     first, depth = towers[0].skip[0], len(towers[0].blocks)
     states = range(first, depth - 1) if weights.blocks else ()
     modes = {module: module.training for model in (student, teacher) for module in model.modules()}
@@ -125,10 +128,8 @@ def distill(
         schedules = [get_cosine_schedule_with_warmup(optimizer, warmup, steps) for optimizer in chosen]
         for batch in bar:
             loss = loss_of(batch)
-            if not math.isfinite(float(loss.detach())):
-                raise FloatingPointError(
-                    f"the loss is {float(loss.detach())} at step {len(losses) + 1}: lower the rates"
-                )
+            value, float16 = float(loss.detach()), in_float16(device)
+            check_loss(value, len(losses) + 1, student, teacher, pixels_of(batch), float16=float16)
             loss.backward()
             nn.utils.clip_grad_norm_(student.parameters(), max_grad_norm)
             for optimizer, schedule in zip(chosen, schedules, strict=True):
@@ -136,7 +137,7 @@ def distill(
                 optimizer.zero_grad()
                 schedule.step()
             torch.clear_autocast_cache()  # inside autocast, the next step would run on the weights before this one
-            losses.append(float(loss.detach()))
+            losses.append(value)
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
     finally:
         for module, training in modes.items():

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..observing import Outputs, labels_of, outputs_of, pixels_of
 from ..tower import Tower
+from .finite import check_figures, in_float16
 from .losses import distances
 
 
@@ -34,7 +35,6 @@ class Evaluator:
         self.teacher, self.labelled, self.gather = teacher, labelled, gather
         self.tower = Tower.of(teacher)
 
-    @torch.no_grad()
     def __call__(self, model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
         """Measure a model on batches that are not shuffled.
 
@@ -46,7 +46,15 @@ class Evaluator:
         Returns:
             ``agreement`` and ``kl`` where there are classes, ``top1`` and ``teacher_top1`` where there are labels too,
             ``patch_cosine``, ``prefix_cosine``, the number of ``images`` measured and of ``corrupt`` ones left out.
+
+        Raises:
+            FloatingPointError: The outputs of one of the models are not finite.
         """
+        return self.summarise(self.by_image(model, loader))
+
+    @torch.no_grad()
+    def by_image(self, model: nn.Module, loader: Iterable[Any]) -> dict[str, Tensor]:
+        """What `__call__` averages, image by image: (images,) by name, in the order of the loader."""
         tower, training = Tower.of(model), model.training
         model.eval()
         columns: dict[str, list[Tensor]] = {}
@@ -57,7 +65,7 @@ class Evaluator:
             for name, values in row.items():
                 columns.setdefault(name, []).append(values)
         model.train(training)
-        return self._summarise({name: torch.cat(values) for name, values in columns.items()})
+        return {name: torch.cat(values) for name, values in columns.items()}
 
     def _measure(self, student: Outputs, teacher: Outputs, batch: Any) -> dict[str, Tensor]:
         count = self.tower.num_special_tokens
@@ -81,10 +89,22 @@ class Evaluator:
                 row["teacher_top1"] = (expected == labels).float()
         return row
 
-    @staticmethod
-    def _summarise(columns: dict[str, Tensor]) -> dict[str, float]:
-        valid = columns.pop("valid").bool()
+    def summarise(self, columns: Mapping[str, Tensor], images: Tensor | None = None) -> dict[str, float]:
+        """The means over the images that `by_image` saw, or over these of them."""
+        chosen = {name: values if images is None else values[images] for name, values in columns.items()}
+        valid = chosen.pop("valid").bool()
         if not bool(valid.any()):
             raise ValueError("not one image of the evaluation split could be read")
-        means = {name: float(values[valid].double().mean()) for name, values in columns.items()}
+        means = {name: float(values[valid].double().mean()) for name, values in chosen.items()}
+        check_figures(means, float16=in_float16(valid.device))
         return {**means, "images": int(valid.sum()), "corrupt": int((~valid).sum())}
+
+
+def score(figures: Mapping[str, float]) -> tuple[float, ...]:
+    """What makes one model better than another on the same images: the greater tuple is the better model.
+
+    The classes first, and their KL where as many agree; without classes the tokens.
+    """
+    if "agreement" in figures:
+        return figures["agreement"], -figures["kl"]
+    return tuple(figures[name] for name in ("prefix_cosine", "patch_cosine") if name in figures)

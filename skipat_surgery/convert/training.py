@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..observing import Outputs
 from ..tower import Tower
+from .finite import check_loss
 from .losses import distances, distillation_loss, label_loss, mixup
 from .optimizers import optimizers
 from .rates import STEPS, probe
@@ -164,6 +164,9 @@ class Training:
         with accelerator.accumulate(self.student):
             loss = self._loss_of({**batch, "pixel_values": images}, self.student)
             accelerator.backward(loss)
+            value = float(loss.detach())
+            float16 = accelerator.mixed_precision == "fp16"
+            check_loss(value, self.progress.step + 1, self.plain, self.teacher, images, float16=float16)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(self.student.parameters(), config.max_grad_norm)
             for optimizer in self.optimizers:
@@ -176,7 +179,7 @@ class Training:
                 if self.ema is not None:
                     self.ema.update_parameters(self.plain)
         self.unread += int((~batch["valid"]).sum())
-        return float(loss.detach())
+        return value
 
     def _loss_of(self, batch: dict[str, torch.Tensor], student: nn.Module | None = None) -> torch.Tensor:
         """The loss of a batch, with a gradient."""
@@ -213,8 +216,6 @@ class Training:
         """Log the mean loss of the last steps, over all processes."""
         mean = torch.tensor(losses, device=self.accelerator.device).mean()
         loss = float(self.accelerator.reduce(mean, "mean"))
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {self.progress.step}: lower the learning rates")
         rate = self.schedules[0].get_last_lr()[0]
         self.record({"loss": loss, "learning_rate": rate})
         return f"{loss:.4f}"
@@ -228,13 +229,16 @@ class Training:
 
 @dataclass
 class Progress:
-    """How far a run has come: accelerate saves and loads it with the rest."""
+    """How far a run has come: accelerate saves and loads it with the rest.
+
+    `best` says of the best model so far at which stage and step it was, and its figures on the sample.
+    """
 
     step: int = 0
     seconds: float = 0.0
     corrupt: int = 0
-    best: float = float("-inf")
     rate_scale: float = 1.0
+    best: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 

@@ -23,6 +23,11 @@ COLUMNS = (
     ("images_per_second", "images/s", lambda v: f"{v:.0f}"),
     ("speedup", "speed", lambda v: f"{v:.2f}×"),
 )
+METRICS = (
+    # key, the Hub's type, title
+    ("top1", "accuracy", "Top-1"),
+    ("agreement", "agreement", "Agreement with the untouched model"),
+)
 
 
 def model_card(skipat: dict[str, Any], host: str, load_with: str) -> str:
@@ -61,7 +66,11 @@ def cells(results: dict[str, Any], leave_out: tuple[str, ...] = ()) -> tuple[lis
     rows = results["rows"]
     columns = [c for c in COLUMNS if c[0] not in leave_out and any(c[0] in row for row in rows.values())]
     header = ["", *(title for _, title, _ in columns)]
-    body = [[name, *(form(row[key]) if key in row else "–" for key, _, form in columns)] for name, row in rows.items()]
+    names = {"teacher": "untouched"} if results.get("teacher") else {}  # the row is the model's that was cut
+    body = [
+        [names.get(name, name), *(form(row[key]) if key in row else "–" for key, _, form in columns)]
+        for name, row in rows.items()
+    ]
     return header, body
 
 
@@ -89,7 +98,10 @@ def _data(base: str | None, results: dict[str, Any] | None, host: str, load_with
             metric_name=name,
             metric_value=round(measured[key], 4),
         )
-        for key, kind, name in (("top1", "accuracy", "Top-1"), ("agreement", "agreement", "Agreement with the teacher"))
+        for key, kind, name in (
+            ("top1", "accuracy", "Top-1"),
+            ("agreement", "agreement", "Agreement with the untouched model"),
+        )
         if key in measured
     ]
     classifies = "ImageClassification" in load_with or "agreement" in measured
@@ -106,11 +118,20 @@ def _data(base: str | None, results: dict[str, Any] | None, host: str, load_with
 def _distillation(results: dict[str, Any] | None) -> str:
     if results is None:
         return "Nothing is recorded: the model was cut, and perhaps trained, without skipat_surgery's recipe."
+    stages = ", ".join(list(results["rows"])[2:])
+    trained = f"{stages} ({results['steps']} steps), in {results['seconds'] / 60:.1f} minutes"
     return (
-        f"Against {_teacher(results)} on `{results['dataset']}`: {', '.join(list(results['rows'])[2:])} "
-        f"({results['steps']} steps), in {results['seconds'] / 60:.1f} minutes; {_labels(results)}."
-        f"\n\n{measured_table(results)}\n\n"
-        f"Measured on {results['rows']['teacher']['images']} images, {results['machine']}, {results['precision']}. "
+        f"Against {_teacher(results)} on `{results['dataset']}`: {trained if stages else 'cut, not trained'}; "
+        f"{_labels(results)}.\n\n{_measured(results)}"
+    )
+
+
+def _measured(results: dict[str, Any]) -> str:
+    """The table, and how its figures came about."""
+    return (
+        f"{measured_table(results)}\n\n"
+        f"Measured on {results['rows']['teacher']['images']} images, {results['machine']}, {results['precision']}; "
+        "agreement, KL and cosines are those with the untouched model. "
         "Speed is that of the whole model beside the untouched one (SDPA), in one interleaved run."
         + (f"\n\nMade with\n\n```\n{results['command']}\n```" if "command" in results else "")
     )
@@ -126,7 +147,7 @@ def _teacher(results: dict[str, Any]) -> str:
 def _labels(results: dict[str, Any]) -> str:
     """What labels were used for."""
     weight = results.get("label_weight")
-    if weight:
+    if weight and results["steps"]:
         return f"labels were learned from too, with weight {weight:g}"
     measured = "labels were used for measuring only" if "top1" in results["rows"]["teacher"] else "no label was read"
     return measured if weight is not None else "whether it learned from labels is not recorded"

@@ -1,0 +1,104 @@
+"""The output directory of a run: who may write into it, and what is written there, whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+from torch import nn
+
+from . import run_state
+from .loading import LoadedModel
+
+RUN, LOCK = "run.json", "run.lock"
+
+
+class Output:
+    """The directory that one run holds, from `hold` to the end of the context or of the process.
+
+    It holds a run from its first step on: one that ended before has nothing to resume, and does not block it.
+
+    Args:
+        folder: The directory.
+        settings: What decides the weights that come out.
+        resume: Whether the run there is to go on.
+        accelerator: Of the run; only its main process writes.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], resume: bool, accelerator: Accelerator) -> None:
+        self.folder, self.settings, self.resume, self.accelerator = folder, settings, resume, accelerator
+        self.lock = FileLock(folder / LOCK, blocking=False)
+        self.checkpoints = folder / "checkpoints"
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
+
+    def check(self) -> None:
+        """Check that the directory holds no run, or the one to resume, and that no other run is writing there.
+
+        Raises:
+            ValueError: It holds one and this is no resumption, the run there has other settings, or it still lives.
+        """
+        if self.accelerator.is_main_process and not self.lock.is_locked and Path(self.lock.lock_file).exists():
+            with self._acquire():
+                pass
+        if not (self.folder / RUN).exists():
+            return
+        if not self.resume:
+            raise ValueError(
+                f"{self.folder} already holds a run: go on with it by --resume, or choose another --output_dir"
+            )
+        before = json.loads((self.folder / RUN).read_text())
+        changed = [
+            f"{name} was {before.get(name)!r}, now {now!r}"
+            for name, now in self.settings.items()
+            if before.get(name) != now
+        ]
+        if changed:
+            raise ValueError(f"{self.folder} cannot be resumed with other settings: {'; '.join(changed)}")
+
+    def hold(self) -> None:
+        """Make the directory and keep all other runs out of it. The system lets go of it with the process.
+
+        Raises:
+            ValueError: Another run is there, or ended there since `check`.
+        """
+        if self.accelerator.is_main_process:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+            self.check()
+            for name in ("best", "last"):
+                run_state.recover_folder(self.folder / name)
+
+    def _acquire(self) -> Any:
+        try:
+            return self.lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"another run is writing into {self.folder}: wait for its end, or choose another --output_dir"
+            ) from None
+
+    def begin(self) -> None:
+        """Record, before the first thing of a running distillation is written, that a run is here."""
+        if self.accelerator.is_main_process and not (self.folder / RUN).exists():
+            run_state.write_json(self.folder / RUN, self.settings)
+
+    def save(self, host: LoadedModel, model: nn.Module, name: str) -> None:
+        """Save a standard checkpoint of a model of the host's kind."""
+        if self.accelerator.is_main_process:
+            run_state.replace_folder(self.folder / name, lambda folder: host.save(plain_copy(model), folder))
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy without what accelerate added to ``forward``."""
+    copied = copy.deepcopy(model)
+    copied.__dict__.pop("forward", None)
+    copied.__dict__.pop("_original_forward", None)
+    return copied.eval()
