@@ -12,7 +12,6 @@ The output directory then holds ``best/`` and ``last/`` (standard checkpoints), 
 from __future__ import annotations
 
 import copy
-import json
 import shlex
 import shutil
 import sys
@@ -26,26 +25,29 @@ import huggingface_hub
 import torch
 from accelerate import Accelerator
 from huggingface_hub.utils import validate_repo_id
-from rich.console import Console
 from torch.utils.data import DataLoader, Subset
 
 import skipat_surgery
 from skipat_surgery import PhiConfig
 
+from ..analysis.pictures import pyplot
 from ..analysis.planning import block_ranges
 from ..convert.evaluation import Evaluator
 from ..convert.optimizers import freeze_untouched
 from ..convert.settings import TrainingConfig, option
 from ..convert.solve import check_enough
 from ..convert.training import Progress, Training
-from ..core.hub import push
+from ..core.hub import PushError, push
 from ..measure.counting import count_parameters, gflops
 from ..measure.timing import throughput
+from ..terminal import Terminal
 from . import digits, images, loading, results, run_state
-from .machine import keep_freed_memory, machine, quiet_libraries, use_all_cores
+from .checks import check_at_least, check_trackers, check_writable
+from .machine import keep_freed_memory, machine, use_all_cores
 from .options import parse, parse_cut
 from .presets import PRESETS, teacher_steps
 from .reload import difference_after_reload
+from .running import run_command
 from .sources import keep_teacher, load_data, load_model, unlabelled
 
 RUN = "run.json"
@@ -92,6 +94,10 @@ class Arguments:
     hub_model_id: str | None = option(None, "Repository to push to; output_dir's name when left out.")
     hub_private_repo: bool | None = option(None, "Whether to make that repository private, when it is made.")
 
+    def __post_init__(self) -> None:
+        check_at_least(0, self, "solve_images", "refit_images", "align_steps")
+        check_trackers(self.report_to)
+
 
 def settings(args: Arguments, config: TrainingConfig, processes: int) -> dict[str, Any]:
     """What decides the weights that come out, and so must stay the same when a run is resumed."""
@@ -104,14 +110,15 @@ def check_output(args: Arguments, config: TrainingConfig, processes: int) -> Pat
     """The output directory, which must not hold a run, or the one to resume.
 
     Raises:
-        ValueError: It holds one and this is no resumption, or the run there has other settings.
+        ValueError: It cannot be written, it holds one and this is no resumption, or the run there has other settings.
     """
     output = Path(args.output_dir)
+    check_writable(output)
     if not (output / RUN).exists():
         return output
     if not args.resume:
         raise ValueError(f"{output} already holds a run: go on with it by --resume, or choose another --output_dir")
-    before, now = json.loads((output / RUN).read_text()), settings(args, config, processes)
+    before, now = run_state.read_json(output / RUN), settings(args, config, processes)
     changed = [f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in now if before.get(name) != now[name]]
     if changed:
         raise ValueError(f"{output} cannot be resumed with other settings: {'; '.join(changed)}")
@@ -122,11 +129,13 @@ def repository(name: str) -> str:
     """The name of a repository that can be pushed to, by its form and by there being a login; nothing is created.
 
     Raises:
-        ValueError: It is no name of a repository, or nobody is logged in.
+        ValueError: It is no name of a repository, nobody is logged in, or the Hub's client is set to work offline.
     """
     validate_repo_id(name)
     if huggingface_hub.get_token() is None:
         raise ValueError("push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN")
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise ValueError("push_to_hub needs the network, and HF_HUB_OFFLINE is set: unset it, or push later")
     return name
 
 
@@ -142,6 +151,9 @@ class Recipe:
             project_dir=args.output_dir,
         )
         self.output = check_output(args, config, self.accelerator.num_processes)
+        if args.push_to_hub:
+            self.repo = repository(args.hub_model_id or self.output.name)
+        pyplot()  # the picture is drawn in the end, and matplotlib is missed now
         use_all_cores(self.accelerator)
         self.cut = parse_cut(args)
         self.host = load_model(args.model, self.accelerator, self.output)
@@ -168,9 +180,7 @@ class Recipe:
             labelled=bool(self.data.label_column),
             gather=self.accelerator.gather_for_metrics,
         )
-        self.console = Console(quiet=not self.accelerator.is_main_process)
-        if args.push_to_hub:
-            self.repo = repository(args.hub_model_id or self.output.name)
+        self.console = Terminal(quiet=not self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()  # nobody writes before everybody has checked
 
     def prepare_data(self) -> None:
@@ -311,12 +321,24 @@ class Recipe:
                 f"Left out as unreadable: {in_evaluation} evaluation images, training images {in_training} times"
             )
         if self.args.push_to_hub:
-            url = push(
-                lambda folder: shutil.copytree(self.output / "best", folder, dirs_exist_ok=True),
+            self.console.print(f"Pushed to {self.push()}")
+
+    def push(self) -> str:
+        """Push ``best/``; returns the address.
+
+        Raises:
+            PushError: It failed; with how to push later.
+        """
+        best = self.output / "best"
+        try:
+            return push(
+                lambda folder: shutil.copytree(best, folder, dirs_exist_ok=True),
                 self.repo,
                 private=self.args.hub_private_repo,
             )
-            self.console.print(f"Pushed to {url}")
+        except PushError as error:
+            later = shlex.join(["hf", "upload", self.repo, str(best)])
+            raise PushError(f"the work is done and kept, but {error}. Push it later by: {later}") from error
 
     def final(self) -> dict[str, float]:
         """The figures of the last stage."""
@@ -364,17 +386,15 @@ def plain_copy(model: torch.nn.Module) -> torch.nn.Module:
     return copied.eval()
 
 
-def main() -> None:
-    """Run, or say in one line why not."""
-    quiet_libraries()
+def prepare(argv: list[str]) -> Recipe:
+    """The run that a command line asks for, checked."""
     keep_freed_memory()
-    try:
-        args, config = parse((Arguments, TrainingConfig), sys.argv[1:], (__doc__ or "").split("\n")[0], PRESETS)
-        recipe = Recipe(args, config)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        print(f"distill.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    recipe.run()
+    return Recipe(*parse((Arguments, TrainingConfig), argv, (__doc__ or "").split("\n")[0], PRESETS))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run, or say in one line why not."""
+    run_command("distill.py", prepare, argv, resumable=True)
 
 
 if __name__ == "__main__":
