@@ -118,7 +118,7 @@ class Analysis:
         self.console.print(plan.table())
         run_state.write_json(output / "plan.json", SkipatConfig.parse(plan).to_dict())
         given = f"--model {args.model} --dataset {args.dataset} --plan {output / 'plan.json'}"
-        self.console.print(f"Next: accelerate launch recipes/distill.py {given}")
+        self.console.print(f"Next: accelerate launch recipes/distill.py {given}", soft_wrap=True)
         self.console.print(f"Pictures and figures: {output}")
 
 

@@ -94,7 +94,8 @@ def naming_the_model(make: Callable[..., Made]) -> Callable[..., Made]:
         try:
             return make(name, *args, **kwargs)
         except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{name} cannot be loaded: {type(error).__name__}, {error}") from error
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}, "
+            raise ValueError(f"{name} cannot be loaded: {kind}{error}") from error
 
     return made
 
