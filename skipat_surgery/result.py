@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from typing import Any
@@ -12,12 +13,23 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from .terminal import Terminal, spell_out
+
 WIDTH = 130
 
 
 def titled_table(title: str, *columns: str) -> Table:
     """An empty table, wide enough for its title."""
     return Table(*columns, title=title, title_justify="left", min_width=len(title))
+
+
+class Page(io.StringIO):
+    """Text that is to be printed: with the encoding of stdout."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Where stdout is closed, UTF-8."""
+        return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
 class Result(ABC):
@@ -32,9 +44,9 @@ class Result(ABC):
         return {name: _plain(value) for name, value in asdict(self).items()}  # type: ignore[call-overload]
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=WIDTH)
-        console.print(self.table())
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+        page = Page()
+        Terminal(file=page, width=WIDTH).print(self.table())
+        return spell_out(page.getvalue().rstrip(), page.encoding)
 
     def _repr_html_(self) -> str:
         console = Console(file=io.StringIO(), record=True, width=WIDTH)

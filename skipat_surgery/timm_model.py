@@ -40,10 +40,10 @@ def save(model: Any, folder: str | Path) -> None:
     """Save a timm model, cut or not, with timm's own writer."""
     timm.models.save_for_hf(model, str(folder), safe_serialization=True)
     config_file = Path(folder) / "config.json"
-    config = json.loads(config_file.read_text())
+    config = json.loads(config_file.read_text(encoding="utf-8"))
     # timm 1.0.31 writes num_classes twice, and transformers' TimmWrapper then passes it twice and fails.
     config.get("model_args", {}).pop("num_classes", None)
-    config_file.write_text(json.dumps(config, indent=2, allow_nan=False))
+    config_file.write_text(json.dumps(config, indent=2, allow_nan=False), encoding="utf-8")
     if is_adopted(model):
         write_card(folder, model_card(model._model_args["skipat"], "timm", load_with=""))
 

@@ -145,16 +145,9 @@ def plan(
         >>> plan = skipat_surgery.plan(model, loader, n_skip=4)  # doctest: +SKIP
         >>> skipat_surgery.apply(model, skip=plan)  # doctest: +SKIP
     """
-    given = {"speedup": speedup, "n_skip": n_skip, "max_kl": max_kl}
-    if sum(value is not None for value in given.values()) != 1:
-        raise ValueError(f"give exactly one of speedup, n_skip and max_kl, got {given}")
+    check_budget(speedup, n_skip, max_kl)
     phis = OFFERS if phi is None else (phi,) if isinstance(phi, PhiConfig) else tuple(phi)
-    tower = Tower.of(model)
-    if tower.skip:
-        raise ValueError("the model is cut; plan needs it untouched: skipat_surgery.restore(model) first")
-    depth = len(tower.blocks)
-    if n_skip is not None and not 1 <= n_skip < depth:
-        raise ValueError(f"n_skip must be from 1 to {depth - 1} for {depth} blocks, got {n_skip}")
+    depth = check_plannable(model, n_skip)
     session = Session(model, phis, batches, progress)
     scores = session.scores(max_run or max(1, depth // 2))
     choices = combine(scores, depth, session.saved)
@@ -168,6 +161,32 @@ def plan(
     chosen = choose(session, choices, frontier, speedup, n_skip, max_kl)
     fast = session.speedups(chosen.choice.phi, paper.choice.phi)
     return Plan(chosen, fast[0], paper, fast[1], frontier, scores, session.images)
+
+
+def check_budget(speedup: float | None, n_skip: int | None, max_kl: float | None) -> None:
+    """Check that one budget is given.
+
+    Raises:
+        ValueError: There is none, or there are several.
+    """
+    given = {"speedup": speedup, "n_skip": n_skip, "max_kl": max_kl}
+    if sum(value is not None for value in given.values()) != 1:
+        raise ValueError(f"give exactly one of speedup, n_skip and max_kl, got {given}")
+
+
+def check_plannable(model: nn.Module, n_skip: int | None) -> int:
+    """Check that a model is untouched and deep enough; returns its number of blocks.
+
+    Raises:
+        ValueError: It is not.
+    """
+    tower = Tower.of(model)
+    if tower.skip:
+        raise ValueError("the model is cut; plan needs it untouched: skipat_surgery.restore(model) first")
+    depth = len(tower.blocks)
+    if n_skip is not None and not 1 <= n_skip < depth:
+        raise ValueError(f"n_skip must be from 1 to {depth - 1} for {depth} blocks, got {n_skip}")
+    return depth
 
 
 def choose(

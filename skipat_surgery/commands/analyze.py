@@ -10,23 +10,26 @@ into the output directory. No label is read.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from torch.utils.data import DataLoader
 
 import skipat_surgery
 from skipat_surgery import PhiConfig
 
+from ..analysis.cka import SMALLEST_BATCH, Similarity
+from ..analysis.pictures import pyplot
+from ..analysis.planning import Plan, check_budget, check_plannable
 from ..convert.settings import option
 from ..core.config import SkipatConfig
+from ..terminal import Terminal
 from . import digits, run_state
-from .machine import keep_freed_memory, machine, quiet_libraries
-from .options import parse
+from .checks import check_at_least, check_writable
+from .machine import keep_freed_memory, machine
+from .options import parse, parse_numbers
+from .running import run_command
 from .sources import load_data, load_model, unlabelled
 
 
@@ -53,52 +56,78 @@ class Arguments:
     seed: int = option(0, "Seed of the images that are drawn, and of a fresh Φ.")
     output_dir: str = option("outputs/analysis", "Where everything is written.")
 
+    def __post_init__(self) -> None:
+        check_budget(self.speedup, self.n_skip, self.max_kl)
+        check_at_least(1, self, "num_images", "batch_size", "max_run")
+        if self.cka:
+            check_at_least(SMALLEST_BATCH, self, "num_images", "batch_size")
 
-def load(args: Arguments, accelerator: Accelerator, output: Path) -> tuple[torch.nn.Module, DataLoader]:
-    """The model and the images, in batches."""
-    host = load_model(args.model, accelerator, output)
-    data = load_data(args.dataset, None, args.dataset_config, args.train_split, None, args.image_column, "none")
-    loader = unlabelled(host, data, args.num_images, args.batch_size, args.seed)
-    return host.model.to(accelerator.device), loader
-
-
-def run(args: Arguments) -> None:
-    """Analyse, draw, write."""
-    output, console = Path(args.output_dir), Console()
-    output.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
-    model, loader = load(args, accelerator, output)
-    torch.manual_seed(args.seed)  # a fresh Φ is drawn
-    widths = args.expansions.split(",") if args.expansions else ()
-    phis = [PhiConfig(expansion=float(width)) for width in widths] or None
-    with accelerator.autocast():
-        plan = skipat_surgery.plan(
-            model, loader, speedup=args.speedup, n_skip=args.n_skip, max_kl=args.max_kl, phi=phis, max_run=args.max_run
-        )
-        similarity = skipat_surgery.cka(model, loader) if args.cka else None
-    found = {"machine": machine(accelerator.device), "arguments": asdict(args), "plan": plan.to_dict()}
-    plan.plot(output / "frontier.png")
-    if similarity is not None:
-        similarity.plot(output / "cka.png", skip=plan)
-        found["cka"] = similarity.to_dict()
-    run_state.write_json(output / "analysis.json", found)
-    console.print(plan.table())
-    run_state.write_json(output / "plan.json", SkipatConfig.parse(plan).to_dict())
-    given = f"--model {args.model} --dataset {args.dataset} --plan {output / 'plan.json'}"
-    console.print(f"Next: accelerate launch recipes/distill.py {given}")
-    console.print(f"Pictures and figures: {output}")
+    @property
+    def phis(self) -> list[PhiConfig] | None:
+        """The Φ to choose from; None for those on offer."""
+        if self.expansions is None:
+            return None
+        return [PhiConfig(expansion=width) for width in parse_numbers(self.expansions, float, "expansions")]
 
 
-def main() -> None:
-    """Run, or say in one line why not."""
-    quiet_libraries()
+class Analysis:
+    """One analysis: what can be checked is checked in `__init__`, and everything is written in the end."""
+
+    def __init__(self, args: Arguments) -> None:
+        self.args, self.phis, self.output = args, args.phis, Path(args.output_dir)
+        self.console = Terminal()
+        check_writable(self.output)
+        pyplot()
+        self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        host = load_model(args.model, self.accelerator, self.output)
+        check_plannable(host.model, args.n_skip)
+        data = load_data(args.dataset, None, args.dataset_config, args.train_split, None, args.image_column, "none")
+        self.loader = unlabelled(host, data, args.num_images, args.batch_size, args.seed)
+        self.model = host.model.to(self.accelerator.device)
+
+    def run(self) -> None:
+        """Analyse, draw, write."""
+        args = self.args
+        torch.manual_seed(args.seed)  # a fresh Φ is drawn
+        with self.accelerator.autocast():
+            similarity = skipat_surgery.cka(self.model, self.loader) if args.cka else None
+            plan = skipat_surgery.plan(
+                self.model,
+                self.loader,
+                speedup=args.speedup,
+                n_skip=args.n_skip,
+                max_kl=args.max_kl,
+                phi=self.phis,
+                max_run=args.max_run,
+            )
+        self.write(plan, similarity)
+
+    def write(self, plan: Plan, similarity: Similarity | None) -> None:
+        """Write pictures, figures and the plan, and say where."""
+        args, output = self.args, self.output
+        output.mkdir(parents=True, exist_ok=True)
+        found = {"machine": machine(self.accelerator.device), "arguments": asdict(args), "plan": plan.to_dict()}
+        plan.plot(output / "frontier.png")
+        if similarity is not None:
+            similarity.plot(output / "cka.png", skip=plan)
+            found["cka"] = similarity.to_dict()
+        run_state.write_json(output / "analysis.json", found)
+        self.console.print(plan.table())
+        run_state.write_json(output / "plan.json", SkipatConfig.parse(plan).to_dict())
+        given = f"--model {args.model} --dataset {args.dataset} --plan {output / 'plan.json'}"
+        self.console.print(f"Next: accelerate launch recipes/distill.py {given}", soft_wrap=True)
+        self.console.print(f"Pictures and figures: {output}")
+
+
+def prepare(argv: list[str]) -> Analysis:
+    """The analysis that a command line asks for, checked."""
     keep_freed_memory()
-    try:
-        (args,) = parse((Arguments,), sys.argv[1:], (__doc__ or "").split("\n")[0])
-        run(args)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"analyze.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    return Analysis(*parse((Arguments,), argv, (__doc__ or "").split("\n")[0]))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run, or say in one line why not."""
+    run_command("analyze.py", prepare, argv)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from skipat_surgery import PhiConfig
 
 from ..convert.settings import TrainingConfig, option
 from . import digits
+from .checks import check_at_least, check_trackers
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Arguments:
     hub_model_id: str | None = option(None, "Repository to push to; output_dir's name when left out.")
     hub_private_repo: bool | None = option(None, "Whether to make that repository private, when it is made.")
 
+    def __post_init__(self) -> None:
+        check_at_least(0, self, "solve_images", "refit_images", "align_steps")
+        check_trackers(self.report_to)
+
 
 def settings(args: Arguments, config: TrainingConfig, processes: int) -> dict[str, Any]:
     """What decides the weights that come out, and so must stay the same when a run is resumed."""
@@ -67,9 +72,11 @@ def repository(name: str) -> str:
     """The name of a repository that can be pushed to, by its form and by there being a login; nothing is created.
 
     Raises:
-        ValueError: It is no name of a repository, or nobody is logged in.
+        ValueError: It is no name of a repository, nobody is logged in, or the Hub's client is set to work offline.
     """
     validate_repo_id(name)
     if huggingface_hub.get_token() is None:
         raise ValueError("push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN")
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise ValueError("push_to_hub needs the network, and HF_HUB_OFFLINE is set: unset it, or push later")
     return name

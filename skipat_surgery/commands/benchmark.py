@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from skipat_surgery import PhiConfig
@@ -24,10 +23,14 @@ from skipat_surgery import PhiConfig
 from ..convert.settings import option
 from ..measure.benchmark import Comparison, Rival, benchmark, summary
 from ..measure.line_up import compiled, line_up
+from ..surgery import apply
+from ..terminal import Terminal
 from ..tower import Tower
 from . import loading, run_state
-from .machine import keep_freed_memory, machine, quiet_libraries
-from .options import parse, parse_phi, parse_skip
+from .checks import check_at_least, check_writable
+from .machine import keep_freed_memory, machine
+from .options import parse, parse_numbers, parse_phi, parse_skip
+from .running import run_command
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -61,6 +64,14 @@ class Arguments:
     device: str = option("cuda" if torch.cuda.is_available() else "cpu", "Where to run.")
     output_dir: str = option("outputs/benchmark", "Where everything is written.")
 
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "batch_size", "rounds", "threads")
+
+    @property
+    def sizes(self) -> list[int]:
+        """The image sizes."""
+        return parse_numbers(self.image_sizes, int, "image_sizes")
+
     @property
     def phis(self) -> dict[str, PhiConfig]:
         """The Φ to cut with, by the name of their row."""
@@ -69,29 +80,40 @@ class Arguments:
             if width == "paper":
                 found["cut, the paper's Φ"] = PhiConfig.paper()
                 continue
+            (expansion,) = parse_numbers(width, float, "expansions")
             for prefix in prefixes:
-                phi = parse_phi(self, expansion=float(width), prefix=prefix)
+                phi = parse_phi(self, expansion=expansion, prefix=prefix)
                 which = f", prefix {prefix}" if len(prefixes) > 1 else ""
                 found[f"cut, expansion {phi.expansion:g}{which}"] = phi
         return found
 
 
 class Benchmark:
-    """The models to compare, and where what was measured is written."""
+    """The models to compare, and where what was measured is written: all is checked before the directory is made."""
 
     def __init__(self, args: Arguments) -> None:
         self.args, self.skip, self.device = args, parse_skip(args.skip), torch.device(args.device)
         unknown = sorted(set(args.dtypes.split(",")) - set(DTYPES))
         if unknown:
             raise ValueError(f"--dtypes takes {sorted(DTYPES)}, got {unknown}")
+        self.output = Path(args.output_dir)
+        check_writable(self.output)
+        self.check_device()
+        apply(self.model(args.sizes[0], args.dtypes.split(",")[0]), self.skip, next(iter(args.phis.values())))
         torch.set_num_threads(args.threads or torch.get_num_threads())
         kept = "kept" if args.keep_freed_memory and keep_freed_memory() else "left to the allocator"
         threads = f"{torch.get_num_threads()} threads, freed memory {kept}"
         self.where = f"{machine(self.device)}, {threads}, torch {torch.__version__}"
-        terminal = Console()
-        self.console = terminal if terminal.is_terminal else Console(width=160)
-        self.output = Path(args.output_dir)
+        terminal = Terminal()
+        self.console = terminal if terminal.is_terminal else Terminal(width=160)
         self.output.mkdir(parents=True, exist_ok=True)
+
+    def check_device(self) -> None:
+        """Check that there is such a device; torch's own errors are of many kinds."""
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"--device {self.args.device} cannot be used here: {error}") from error
 
     def model(self, image_size: int | None, dtype: str) -> nn.Module:
         """The untouched model."""
@@ -108,7 +130,7 @@ class Benchmark:
     def compare(self) -> list[Comparison]:
         """A table for every size and dtype."""
         found = []
-        for size in map(int, self.args.image_sizes.split(",")):
+        for size in self.args.sizes:
             for dtype in self.args.dtypes.split(","):
                 torch.compiler.reset()
                 model = self.model(size, dtype)
@@ -137,7 +159,7 @@ class Benchmark:
         found = {"machine": self.where, "arguments": asdict(self.args), "tables": [c.to_dict() for c in comparisons]}
         run_state.write_json(self.output / "benchmark.json", found)
         text = f"{text}\n\n`python {shlex.join(sys.argv)}`, {self.where}\n"
-        (self.output / "benchmark.md").write_text(text)
+        (self.output / "benchmark.md").write_text(text, encoding="utf-8")
         self.console.print(text, markup=False)
         self.console.print(f"Written to {self.output}")
 
@@ -148,11 +170,14 @@ class Benchmark:
         self.write(comparisons, "\n\n".join([*tables, summary(comparisons)]))
 
 
+def prepare(argv: list[str]) -> Benchmark:
+    """The benchmark that a command line asks for, checked."""
+    return Benchmark(*parse((Arguments,), argv, "Measure a cut model."))
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Entry point."""
-    (args,) = parse((Arguments,), sys.argv[1:] if argv is None else argv, "Measure a cut model.")
-    quiet_libraries()
-    Benchmark(args).run()
+    """Run, or say in one line why not."""
+    run_command("benchmark.py", prepare, argv)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,10 @@ EVAL_EVERY = 4
 
 def load_digits() -> DatasetDict:
     """The digits as ``image`` and ``label`` columns; every fourth image is the ``test`` split."""
-    from sklearn import datasets as sklearn_datasets
+    try:
+        from sklearn import datasets as sklearn_datasets
+    except ImportError as error:
+        raise ImportError("the digits need scikit-learn: pip install 'skipat-surgery[recipes]'") from error
 
     digits = sklearn_datasets.load_digits()
     images = [Image.fromarray((255 / 16 * pixels).astype("uint8")) for pixels in digits.images]

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 
 import skipat_surgery
 
+from ..analysis.pictures import pyplot
 from ..analysis.planning import block_ranges
 from ..convert.evaluation import score
 from ..convert.finite import check_weights
@@ -34,15 +34,17 @@ from ..convert.optimizers import freeze_untouched
 from ..convert.settings import TrainingConfig
 from ..convert.solve import check_enough
 from ..convert.training import Progress, Training
-from ..core.hub import push
+from ..core.hub import PushError, push
+from ..terminal import Terminal
 from . import digits, images, loading, results, run_state
 from .arguments import Arguments, repository, settings
-from .machine import keep_freed_memory, machine, quiet_libraries, use_all_cores
+from .machine import keep_freed_memory, machine, use_all_cores
 from .measuring import Measuring, costs_of
 from .options import parse, parse_cut
 from .output import Output, plain_copy
 from .presets import PRESETS, teacher_steps
 from .reload import difference_after_reload
+from .running import run_command
 from .sources import keep_teacher, load_data, load_model, unlabelled
 
 DISTILLED = "distilled"
@@ -62,6 +64,9 @@ class Recipe:
         now = settings(args, config, self.accelerator.num_processes)
         self.output = Output(Path(args.output_dir), now, args.resume, self.accelerator)
         self.output.check()
+        if args.push_to_hub:
+            self.repo = repository(args.hub_model_id or self.output.folder.name)
+        pyplot()  # the picture is drawn in the end, and matplotlib is missed now
         use_all_cores(self.accelerator)
         self.cut = parse_cut(args)
         self.host = load_model(args.model, self.accelerator, self.output.folder)
@@ -84,9 +89,7 @@ class Recipe:
             check_enough(min(args.solve_images, len(self.data.train)), self.student)
         self.prepare_data()
         self.progress = Progress()
-        self.console = Console(quiet=not self.accelerator.is_main_process)
-        if args.push_to_hub:
-            self.repo = repository(args.hub_model_id or self.output.folder.name)
+        self.console = Terminal(quiet=not self.accelerator.is_main_process)
         self.output.hold()
         self.accelerator.wait_for_everyone()  # nobody writes before everybody has checked
 
@@ -234,12 +237,24 @@ class Recipe:
                 f"Left out as unreadable: {in_evaluation} evaluation images, training images {in_training} times"
             )
         if self.args.push_to_hub:
-            url = push(
-                lambda copy: shutil.copytree(folder / "best", copy, dirs_exist_ok=True),
+            self.console.print(f"Pushed to {self.push()}")
+
+    def push(self) -> str:
+        """Push ``best/``; returns the address.
+
+        Raises:
+            PushError: It failed; with how to push later.
+        """
+        best = self.output.folder / "best"
+        try:
+            return push(
+                lambda folder: shutil.copytree(best, folder, dirs_exist_ok=True),
                 self.repo,
                 private=self.args.hub_private_repo,
             )
-            self.console.print(f"Pushed to {url}")
+        except PushError as error:
+            later = shlex.join(["hf", "upload", self.repo, str(best)])
+            raise PushError(f"the work is done and kept, but {error}. Push it later by: {later}") from error
 
     def summarise(self, model: torch.nn.Module, batch: torch.Tensor, best: dict[str, float]) -> dict[str, Any]:
         """Everything that was measured, as ``results.json`` holds it."""
@@ -271,21 +286,15 @@ class Recipe:
         }
 
 
-def main() -> None:
-    """Run, or say in one line why not."""
-    quiet_libraries()
+def prepare(argv: list[str]) -> Recipe:
+    """The run that a command line asks for, checked."""
     keep_freed_memory()
-    try:
-        args, config = parse((Arguments, TrainingConfig), sys.argv[1:], (__doc__ or "").split("\n")[0], PRESETS)
-        recipe = Recipe(args, config)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        print(f"distill.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    try:
-        recipe.run()
-    except FloatingPointError as error:
-        print(f"distill.py: error: {error}", file=sys.stderr)
-        sys.exit(1)
+    return Recipe(*parse((Arguments, TrainingConfig), argv, (__doc__ or "").split("\n")[0], PRESETS))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run, or say in one line why not."""
+    run_command("distill.py", prepare, argv, resumable=True)
 
 
 if __name__ == "__main__":

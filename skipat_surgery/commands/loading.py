@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
 import transformers
 from PIL.Image import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
@@ -21,8 +22,10 @@ from ..convert.finite import check_weights
 from ..core.card import model_card, write_card
 from ..observing import num_classes_of
 from ..tower import Tower
+from .run_state import read_json, write_json
 
 TIMM_PREFIX = "timm/"
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,42 @@ class LoadedModel:
         return model if self.dtype == torch.float32 else copy.deepcopy(model).to(self.dtype).float()
 
 
+# Classes and no local functions, as these are pickled for the workers of a data loader.
+@dataclass(frozen=True)
+class Processed:
+    """Images as transformers' image processor makes them."""
+
+    processor: Any
+
+    def __call__(self, images: list[Image]) -> Tensor:
+        return self.processor(images=images, return_tensors="pt")["pixel_values"]
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """Images as timm's transform makes them."""
+
+    transform: Callable[[Image], Tensor]
+
+    def __call__(self, images: list[Image]) -> Tensor:
+        return torch.stack([self.transform(image) for image in images])
+
+
+def naming_the_model(make: Callable[..., Made]) -> Callable[..., Made]:
+    """Have what goes wrong in reading a checkpoint say which it is; what the libraries raise seldom does."""
+
+    @functools.wraps(make)
+    def made(name: str, *args: Any, **kwargs: Any) -> Made:
+        try:
+            return make(name, *args, **kwargs)
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}, "
+            raise ValueError(f"{name} cannot be loaded: {kind}{error}") from error
+
+    return made
+
+
+@naming_the_model
 def load(name: str) -> LoadedModel:
     """Load a model, cut or not, in evaluation mode and in float32, whatever its checkpoint is stored in.
 
@@ -87,6 +126,7 @@ def load(name: str) -> LoadedModel:
 
     Raises:
         OSError: There is no such model, or no image processor beside it.
+        ValueError: A file of it is broken.
     """
     loaded = _load_as_stored(name)
     return replace(loaded, model=loaded.model.float())
@@ -98,7 +138,7 @@ def _load_as_stored(name: str) -> LoadedModel:
         loaded = from_timm(timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=True))
         return replace(loaded, base_model=timm_name(loaded.model))
     config_file = directory / "config.json"
-    if config_file.is_file() and "architecture" in json.loads(config_file.read_text()):
+    if config_file.is_file() and "architecture" in read_json(config_file):
         loaded = from_timm(timm.create_model(f"local-dir:{directory}", pretrained=True))
         return replace(loaded, dtype=stored_dtype(directory))
     config = AutoConfig.from_pretrained(name)
@@ -129,6 +169,7 @@ def class_of(config: Any) -> Any:
     return getattr(transformers, architecture, AutoModel)
 
 
+@naming_the_model
 def build(name: str, image_size: int | None = None) -> nn.Module:
     """Build a model with random weights, in evaluation mode: good for its speed, without its weights at hand.
 
@@ -148,12 +189,8 @@ def build(name: str, image_size: int | None = None) -> nn.Module:
 
 def from_transformers(model: Any, processor: Any) -> LoadedModel:
     """A transformers model with its image processor."""
-
-    def preprocess(images: list[Image]) -> Tensor:
-        return processor(images=images, return_tensors="pt")["pixel_values"]
-
     mode = "L" if getattr(model.config, "num_channels", 3) == 1 else "RGB"
-    return LoadedModel(model.eval(), preprocess, mode, processor)
+    return LoadedModel(model.eval(), Processed(processor), mode, processor)
 
 
 def from_timm(model: nn.Module) -> LoadedModel:
@@ -162,11 +199,8 @@ def from_timm(model: nn.Module) -> LoadedModel:
     tower = Tower.of(model)  # timm goes by the pretrained size, whatever size the model was built for
     data_config["input_size"] = tower.family.image_size(tower.module)
     transform: Any = timm.data.create_transform(**data_config, is_training=False)
-
-    def preprocess(images: list[Image]) -> Tensor:
-        return torch.stack([transform(image) for image in images])
-
-    return LoadedModel(model.eval(), preprocess, "L" if data_config["input_size"][0] == 1 else "RGB")
+    mode = "L" if data_config["input_size"][0] == 1 else "RGB"
+    return LoadedModel(model.eval(), Transformed(transform), mode)
 
 
 def add_results(directory: str | Path, results: dict[str, Any]) -> None:
@@ -177,10 +211,10 @@ def add_results(directory: str | Path, results: dict[str, Any]) -> None:
         results: What the recipe measured, without the course of it.
     """
     config_file = Path(directory) / "config.json"
-    config = json.loads(config_file.read_text())
+    config = read_json(config_file)
     skipat = config["model_args"]["skipat"] if "architecture" in config else config["skipat"]
     skipat["results"] = results
-    config_file.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n")
+    write_json(config_file, config)
     card = Path(directory) / "README.md"
     card.unlink(missing_ok=True)
     write_card(directory, model_card(skipat, results["host"], results["auto_class"]))

@@ -52,6 +52,6 @@ def machine(device: torch.device) -> str:
 def _processor() -> str:
     """The processor's name, which Python itself does not know on Linux."""
     file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
 
 from ..core.config import PhiConfig, SkipatConfig
+from .run_state import read_json
+
+# Four digits at most, as a range of more would only fill the memory before it is refused.
+BLOCKS = re.compile(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?")
+Number = TypeVar("Number", int, float)
+
+
+class Parser(HfArgumentParser):
+    """A parser that raises ValueError, where argparse prints sixty lines of usage and exits."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise ValueError(f"{message}; see --help")
 
 
 def parse(
@@ -21,28 +34,53 @@ def parse(
 
     Args:
         kinds: The dataclasses.
-        argv: The arguments. Where the first is a YAML file, it holds defaults for the others.
+        argv: The arguments. Where the first is a YAML file, what it holds goes before the others, as if it were given
+            on the command line.
         description: For ``--help``.
         presets: What each value of ``--preset`` sets; the file and the command line go before it.
 
     Raises:
-        ValueError: The file names an unknown argument, or there is no such preset.
+        ValueError: An argument is unknown or has no such value, the file is none, or there is no such preset.
+        OSError: There is no such file.
     """
-    parser = HfArgumentParser(kinds, description=description)
-    known = {action.dest for action in parser._actions}
-    defaults: dict[str, Any] = {}
+    parser = Parser(kinds, description=description)
     if argv and argv[0].endswith((".yaml", ".yml")):
-        defaults = yaml.safe_load(Path(argv[0]).read_text()) or {}
-        if unknown := sorted(set(defaults) - known):
-            raise ValueError(f"{argv[0]} holds unknown arguments {unknown}; see --help")
-        argv = argv[1:]
-    parser.set_defaults(**defaults)
+        argv = [*_arguments_in(Path(argv[0]), parser), *argv[1:]]
     if presets is not None:
         preset = parser.parse_known_args(argv)[0].preset
         if preset not in presets:
             raise ValueError(f"--preset must be one of {sorted(presets)}, got {preset!r}")
-        parser.set_defaults(**{**presets[preset], **defaults})
-    return parser.parse_args_into_dataclasses(args=argv)
+        parser.set_defaults(**presets[preset])
+    *found, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"unknown arguments {unknown}; see --help")
+    return tuple(found)
+
+
+def _arguments_in(file: Path, parser: Parser) -> list[str]:
+    """What a YAML file holds, as a command line.
+
+    Values stay the text that was written, and mean what they mean on the command line: YAML itself would read ``no`` as
+    False, ``6`` as a number and ``1e-3`` as none. What has no value, or null, is left out.
+    """
+    try:
+        held = yaml.load(file.read_bytes(), yaml.BaseLoader) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is no YAML: {error}") from error
+    if not isinstance(held, dict):
+        raise ValueError(f"{file} must hold lines of the form 'argument: value'")
+    actions = {action.dest: action for action in parser._actions}
+    if unknown := sorted(set(held) - set(actions)):
+        raise ValueError(f"{file} holds unknown arguments {unknown}; see --help")
+    argv: list[str] = []
+    for name, value in held.items():
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(entry, str) for entry in values):
+            raise ValueError(f"{file}: {name} must have one value or a list of values, got {value}")
+        if values in ([], [""], ["~"], ["null"]):
+            continue
+        argv += [f"--{name}", *values] if actions[name].nargs == "+" else [f"--{name}={','.join(values)}"]
+    return argv
 
 
 def parse_phi(args: Any, **given: Any) -> PhiConfig:
@@ -61,8 +99,8 @@ def parse_cut(args: Any) -> SkipatConfig:
     if args.plan is None:
         return SkipatConfig.parse(parse_skip(args.skip), parse_phi(args))
     try:
-        return SkipatConfig.from_dict(json.loads(Path(args.plan).read_text()))
-    except (KeyError, AttributeError, json.JSONDecodeError) as error:
+        return SkipatConfig.from_dict(read_json(Path(args.plan)))
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"--plan takes the plan.json that recipes/analyze.py writes, {args.plan} is none") from error
 
 
@@ -73,10 +111,32 @@ def parse_skip(text: str) -> list[int]:
         ValueError: The text is not of that form.
     """
     blocks: list[int] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            blocks += range(int(first), int(last or first) + 1)
-    except ValueError:
-        raise ValueError(f"--skip must be of the form 3-8 or 2,4-6, got {text!r}") from None
+    for part in text.split(","):
+        found = BLOCKS.fullmatch(part)
+        if found is None:
+            raise ValueError(f"--skip must be of the form 3-8 or 2,4-6, got {text!r}")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise ValueError(f"--skip must name the lower block of a range first, as in {last}-{first}, got {text!r}")
+        blocks += range(first, last + 1)
     return blocks
+
+
+def parse_numbers(text: str, kind: Callable[[str], Number], name: str) -> list[Number]:
+    """``"224,384"`` as [224, 384].
+
+    Args:
+        text: Numbers above 0, with commas between them.
+        kind: int or float.
+        name: Of the argument.
+
+    Raises:
+        ValueError: The text is not of that form.
+    """
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(number > 0 for number in numbers):
+        raise ValueError(f"--{name} takes numbers above 0 with commas between them, got {text!r}")
+    return numbers

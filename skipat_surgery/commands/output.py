@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from . import run_state
+from .checks import check_writable
 from .loading import LoadedModel
 
 RUN, LOCK = "run.json", "run.lock"
@@ -44,8 +44,10 @@ class Output:
         """Check that the directory holds no run, or the one to resume, and that no other run is writing there.
 
         Raises:
-            ValueError: It holds one and this is no resumption, the run there has other settings, or it still lives.
+            ValueError: It cannot be written, it holds one and this is no resumption, the run there has other settings,
+                or it still lives.
         """
+        check_writable(self.folder)
         if self.accelerator.is_main_process and not self.lock.is_locked and Path(self.lock.lock_file).exists():
             with self._acquire():
                 pass
@@ -55,7 +57,7 @@ class Output:
             raise ValueError(
                 f"{self.folder} already holds a run: go on with it by --resume, or choose another --output_dir"
             )
-        before = json.loads((self.folder / RUN).read_text())
+        before = run_state.read_json(self.folder / RUN)
         changed = [
             f"{name} was {before.get(name)!r}, now {now!r}"
             for name, now in self.settings.items()

@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from ..analysis.pictures import pyplot
 from ..core.card import cells
 
 ON_CARD_ONLY = ("prefix_cosine", "patch_cosine")
@@ -69,11 +70,7 @@ def title(results: dict[str, Any]) -> str:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Draw the loss and the measured agreement, or the cosine where there are no classes, over time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     losses = [point for point in results["history"] if "loss" in point]
     measured = [point for point in results["history"] if "patch_cosine" in point]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

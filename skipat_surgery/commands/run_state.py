@@ -75,6 +75,22 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        ValueError: It is no JSON, or holds something else.
+        OSError: It cannot be read.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object, and holds {type(found).__name__}")
+    return found
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write JSON whole or not at all.
 
@@ -83,5 +99,5 @@ def write_json(path: Path, data: Any) -> None:
     """
     text = json.dumps(data, indent=2, allow_nan=False)
     partial = path.with_name(path.name + UNFINISHED)
-    partial.write_text(text + "\n")
+    partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(path)

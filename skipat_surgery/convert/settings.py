@@ -9,6 +9,19 @@ from typing import Any
 from .losses import LossWeights
 from .optimizers import LEARNING_RATE, MUON_LEARNING_RATE, WEIGHT_DECAY
 
+NOT_NEGATIVE = (
+    "muon_learning_rate",
+    "weight_decay",
+    "mixup",
+    "warmup_steps",
+    "kl_weight",
+    "prefix_weight",
+    "patch_weight",
+    "block_weight",
+    "label_weight",
+    "num_workers",
+)
+
 
 def option(default: Any, text: str) -> Any:
     """A dataclass field with a help text."""
@@ -64,19 +77,20 @@ class TrainingConfig:
             "batch_size",
             "gradient_accumulation_steps",
             "eval_steps",
+            "eval_images",
             "checkpoint_steps",
             "log_steps",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "max_grad_norm", "temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("muon_learning_rate", "weight_decay", "mixup", "warmup_steps", "block_weight", "label_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.rate_scale is not None and self.rate_scale <= 0:
-            raise ValueError(f"rate_scale must be positive, got {self.rate_scale}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        for name in NOT_NEGATIVE:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, and finite, got {getattr(self, name)}")
+        if self.rate_scale is not None and not 0 < self.rate_scale < math.inf:
+            raise ValueError(f"rate_scale must be positive and finite, got {self.rate_scale}")
         if self.label_weight and self.mixup:
             raise ValueError("mixup leaves an image without a label of its own: set label_weight or mixup to 0")
         if not 0 <= self.ema_decay < 1 or not 0 < self.min_crop_scale <= 1:

@@ -98,10 +98,7 @@ def _data(base: str | None, results: dict[str, Any] | None, host: str, load_with
             metric_name=name,
             metric_value=round(measured[key], 4),
         )
-        for key, kind, name in (
-            ("top1", "accuracy", "Top-1"),
-            ("agreement", "agreement", "Agreement with the untouched model"),
-        )
+        for key, kind, name in METRICS
         if key in measured
     ]
     classifies = "ImageClassification" in load_with or "agreement" in measured

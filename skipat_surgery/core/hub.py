@@ -8,6 +8,11 @@ from typing import Any
 
 import huggingface_hub
 
+
+class PushError(RuntimeError):
+    """A push that did not end; nothing of it is visible, and it can be repeated."""
+
+
 PUSH_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
@@ -42,7 +47,7 @@ def push(
         The address of the commit.
 
     Raises:
-        RuntimeError: The push did not end; nothing of it is visible, and it can be repeated.
+        PushError: The push did not end; nothing of it is visible, and it can be repeated.
     """
     api = huggingface_hub.HfApi(token=token, library_name="skipat-surgery")
     with TemporaryDirectory() as folder:
@@ -62,7 +67,7 @@ def push(
                 create_pr=create_pr,
             )
         except Exception as error:
-            raise RuntimeError(f"pushing to {repo_id} failed: {done}. Push again to repeat it. {error}") from error
+            raise PushError(f"pushing to {repo_id} failed: {done}. Push again to repeat it. {error}") from error
     return str(commit)
 
 

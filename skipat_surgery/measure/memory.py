@@ -32,7 +32,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             call()
         profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     changes = [event["args"] for event in events if event["name"] == "[memory]"]
     if not changes:
         return 0
