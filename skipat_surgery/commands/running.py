@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
-from typing import NoReturn, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from datasets.exceptions import DatasetsError
@@ -47,29 +48,37 @@ def run_command(
     quiet_libraries()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=SPELLED_OUT)
+    stopped = _stopped(prepare, sys.argv[1:] if argv is None else argv, resumable)
+    if stopped is not None:  # and nothing of the work is left, so that its progress bars are closed above the line
+        print(" ".join(f"{name}: {stopped.reason}".split()), file=sys.stderr)
+        sys.exit(stopped.code)
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Why a command did not come to its end, and its exit code."""
+
+    code: int
+    reason: str
+
+
+def _stopped(prepare: Callable[[list[str]], Command], argv: list[str], resumable: bool) -> Stopped | None:
+    """Run a command; None where it came to its end."""
     resume = "; the same command with --resume goes on with it" if resumable else ""
     try:
-        command = prepare(sys.argv[1:] if argv is None else argv)
+        command = prepare(argv)
     except KeyboardInterrupt:
-        _end(INTERRUPTED, f"{name}: interrupted before the work began, nothing was written")
+        return Stopped(INTERRUPTED, "interrupted before the work began, nothing was written")
     except REFUSALS as error:
-        _end(REFUSED, f"{name}: error: {_said(error)}")
+        return Stopped(REFUSED, f"error: {_said(error)}")
     try:
         command.run()
     except KeyboardInterrupt:
-        _end(INTERRUPTED, f"{name}: interrupted{resume}")
-    except PushError as error:
-        _end(FAILED, f"{name}: error: {_said(error)}")
+        return Stopped(INTERRUPTED, f"interrupted{resume}")
     except FAILURES as error:
-        _end(FAILED, f"{name}: error: {_said(error)}{resume if isinstance(error, OSError) else ''}")
+        return Stopped(FAILED, f"error: {_said(error)}{resume if isinstance(error, OSError) else ''}")
+    return None
 
 
 def _said(error: BaseException) -> str:
     return str(error) or type(error).__name__
-
-
-def _end(code: int, text: str) -> NoReturn:
-    """Say one line, below a progress bar that may stand there, and exit."""
-    bar_above = "\n" if code != REFUSED else ""
-    print(bar_above + " ".join(text.split()), file=sys.stderr)
-    sys.exit(code)
