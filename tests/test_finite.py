@@ -79,7 +79,7 @@ def test_figures_that_are_not_finite_are_no_figures(vit):
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "kl_weight", "rate_scale"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_settings_are_finite(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be finite, got {value}"):
+    with pytest.raises(ValueError, match=f"{name} must .*finite, got {value}"):
         TrainingConfig(**{name: value})
 
 

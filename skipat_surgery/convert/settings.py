@@ -68,9 +68,6 @@ class TrainingConfig:
     seed: int = option(0, "Seed; two runs with one seed are equal.")
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} must be finite, got {value}")
         if self.max_steps < 0:
             raise ValueError(f"max_steps must not be negative, got {self.max_steps}; 0 leaves the distillation out")
         for name in (
