@@ -92,7 +92,7 @@ def reached(output: Path) -> str:
     steps = sorted((output / "checkpoints").glob("step-????????")) if (output / "checkpoints").exists() else []
     if steps:
         return "training, with a checkpoint"
-    return "before the first checkpoint" if (output / "run.json").exists() else "before anything was written"
+    return "training, without a checkpoint" if (output / "run.json").exists() else "before the first step was kept"
 
 
 def main() -> None:

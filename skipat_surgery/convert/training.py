@@ -133,26 +133,27 @@ class Training:
         micro_step = progress.step * config.gradient_accumulation_steps
         started = time.perf_counter()
         losses: list[float] = []
-        for batch in loader:
-            losses.append(self._step(batch, micro_step))
-            micro_step += 1
-            if not self.accelerator.sync_gradients:
-                continue
-            progress.step += 1
-            progress.seconds += time.perf_counter() - started
-            bar.update()
-            if progress.step % config.log_steps == 0:
-                bar.set_postfix(loss=self._log(losses))
-                losses = []
-            if progress.step % config.eval_steps == 0 or progress.step == config.max_steps:
-                measure(progress.step)
-                self._train_mode()
-            if progress.step % config.checkpoint_steps == 0 or progress.step == config.max_steps:
-                self._count_unread()
-            if save is not None and progress.step % config.checkpoint_steps == 0 and progress.step < config.max_steps:
-                save(progress.step)
-            started = time.perf_counter()
-        bar.close()
+        with bar:
+            for batch in loader:
+                losses.append(self._step(batch, micro_step))
+                micro_step += 1
+                if not self.accelerator.sync_gradients:
+                    continue
+                progress.step += 1
+                progress.seconds += time.perf_counter() - started
+                bar.update()
+                if progress.step % config.log_steps == 0:
+                    bar.set_postfix(loss=self._log(losses))
+                    losses = []
+                ends = progress.step == config.max_steps
+                if ends or progress.step % config.eval_steps == 0:
+                    measure(progress.step)
+                    self._train_mode()
+                if ends or progress.step % config.checkpoint_steps == 0:
+                    self._count_unread()
+                    if save is not None and not ends:
+                        save(progress.step)
+                started = time.perf_counter()
 
     def _step(self, batch: dict[str, torch.Tensor], micro_step: int) -> float:
         """One batch forward and backward, and the optimisers' step where one is due; returns the loss."""
