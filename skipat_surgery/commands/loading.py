@@ -19,6 +19,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from .. import timm_model
 from ..convert.finite import check_weights
+from ..core import modeling
+from ..core.auto_classes import PREFIX
 from ..core.card import model_card, write_card
 from ..observing import num_classes_of
 from ..tower import Tower
@@ -162,8 +164,10 @@ def timm_name(model: Any) -> str:
 
 
 def class_of(config: Any) -> Any:
-    """The class that loads a transformers checkpoint: for a classifier the Auto class, which knows its cut form too."""
-    architecture = (config.architectures or [""])[0].removeprefix("Skipat")
+    """The class that loads a transformers checkpoint: of a cut model its own, as the stock one would leave it uncut."""
+    architecture = (config.architectures or [""])[0]
+    if architecture.startswith(PREFIX):
+        return getattr(modeling, architecture)
     if "ForImageClassification" in architecture:
         return transformers.AutoModelForImageClassification
     return getattr(transformers, architecture, AutoModel)

@@ -15,8 +15,10 @@ from cases import CASES, LEADS, Case
 from conftest import Once
 from models import assert_same, cut_of
 from timm.models import save_for_hf
+from transformers import AutoConfig
 
 import skipat_surgery
+from skipat_surgery.commands.loading import class_of
 
 pytestmark = [
     pytest.mark.contract("save, load"),
@@ -62,6 +64,20 @@ def test_a_transformers_model_loads_in_a_new_process(
     if failure and not stock_loads_again(case, tmp_path):
         pytest.skip("the stock model, saved and loaded again, gives other outputs too")
     assert failure == ""
+
+
+@torch.no_grad()
+def test_commands_load_a_cut_model_of_any_class(case: Case, tmp_path: Path) -> None:
+    if case.is_timm:
+        pytest.skip("a timm model")
+    cut, images = cut_of(case.model()).float(), case.images().float()
+    cut.save_pretrained(tmp_path)
+    loaded = class_of(AutoConfig.from_pretrained(tmp_path)).from_pretrained(tmp_path)
+    assert type(loaded) is type(cut)
+    pairs = zip(case.tensors(cut, images), case.tensors(loaded, images), strict=True)
+    if not all(torch.equal(a, b) for a, b in pairs) and not stock_loads_again(case, tmp_path / "stock"):
+        pytest.skip("the stock model, saved and loaded again, gives other outputs too")
+    assert_same(case.tensors(loaded, images), case.tensors(cut, images), atol=0, rtol=0)
 
 
 @torch.no_grad()
