@@ -33,6 +33,12 @@ class Terminal(Console):
         return super().render_str(spell_out(text, self.encoding), **options)
 
 
+def for_wide_tables() -> Terminal:
+    """The terminal as wide as it is; a file or a pipe, which is not, gets room for the widest table."""
+    terminal = Terminal()
+    return terminal if terminal.is_terminal else Terminal(width=160)
+
+
 def _spelling(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error

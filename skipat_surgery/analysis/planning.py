@@ -77,7 +77,7 @@ class Plan(Result, Mapping[int, PhiConfig]):
         offers = list(dict.fromkeys(phi for _, point, _ in rows for phi in point.choice.phi.values()))
         shown.add_column("")
         for phi in offers:
-            shown.add_column(title_of(phi), no_wrap=True)
+            shown.add_column(title_of(phi), overflow="fold")
         for name in ("divergence", "agree %", "predicted", "measured"):
             shown.add_column(name, justify="right", no_wrap=True)
         for name, point, measured in rows:

@@ -24,7 +24,7 @@ from ..analysis.pictures import pyplot
 from ..analysis.planning import Plan, check_budget, check_plannable
 from ..convert.settings import option
 from ..core.config import SkipatConfig
-from ..terminal import Terminal
+from ..terminal import for_wide_tables
 from . import digits, run_state
 from .checks import check_at_least, check_writable
 from .machine import keep_freed_memory, machine
@@ -75,7 +75,7 @@ class Analysis:
 
     def __init__(self, args: Arguments) -> None:
         self.args, self.phis, self.output = args, args.phis, Path(args.output_dir)
-        self.console = Terminal()
+        self.console = for_wide_tables()
         check_writable(self.output)
         pyplot()
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision)

@@ -24,7 +24,7 @@ from ..convert.settings import option
 from ..measure.benchmark import Comparison, Rival, benchmark, summary
 from ..measure.line_up import compiled, line_up
 from ..surgery import apply
-from ..terminal import Terminal
+from ..terminal import for_wide_tables
 from ..tower import Tower
 from . import loading, run_state
 from .checks import check_at_least, check_writable
@@ -104,8 +104,7 @@ class Benchmark:
         kept = "kept" if args.keep_freed_memory and keep_freed_memory() else "left to the allocator"
         threads = f"{torch.get_num_threads()} threads, freed memory {kept}"
         self.where = f"{machine(self.device)}, {threads}, torch {torch.__version__}"
-        terminal = Terminal()
-        self.console = terminal if terminal.is_terminal else Terminal(width=160)
+        self.console = for_wide_tables()
         self.output.mkdir(parents=True, exist_ok=True)
 
     def check_device(self) -> None:
