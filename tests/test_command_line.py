@@ -279,7 +279,7 @@ def without_reloading(monkeypatch):
 
 SHOWN = {
     "distill": ["MSA ⇒ Φ", "3×3", "agre…"],
-    "analyze": ["clusters 2×2", "divergen…"],
+    "analyze": ["clusters 2×2", "divergence"],
     "benchmark": ["cut, the paper's Φ", "1.00× (1.00–1.00)"],
 }
 
@@ -291,7 +291,7 @@ def test_tables_print_on_a_terminal_that_is_not_utf8(name, encoding, model, tmp_
     terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-    monkeypatch.setenv("COLUMNS", "60")  # too narrow for two of the tables, whose words end in an ellipsis then
+    monkeypatch.setenv("COLUMNS", "60")  # too narrow for a table, whose words end in an ellipsis then
     extra = {"expansions": "paper"} if name == "benchmark" else {}
     run(name, model=model, output_dir=tmp_path / "run", **extra)
     terminal.flush()
