@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 import skipat_surgery
 from skipat_surgery import PhiConfig
 from skipat_surgery.commands import digits, images, run_state
+from skipat_surgery.commands.classes import names_of
 from skipat_surgery.commands.machine import keep_freed_memory, machine, quiet_libraries
 from skipat_surgery.commands.options import parse, parse_skip
 from skipat_surgery.commands.presets import PRESETS
@@ -119,7 +120,7 @@ class Ablation:
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
         self.host = load_model(args.model, self.accelerator, self.output)
         self.teacher = self.host.model.to(self.accelerator.device)
-        self.data = load_data(args.dataset, self.host.num_classes)
+        self.data = load_data(args.dataset, self.host.num_classes, class_names=names_of(self.host.model))
         self.collate = images.Collate(self.host.preprocess, self.host.image_mode, self.host.image_size)
         columns = self.data.image_column, self.data.label_column, self.host.image_mode
         crop = images.training_crop(self.host.image_size, config.min_crop_scale)

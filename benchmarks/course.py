@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from equal_speed import Row
-from subjects import Classifier, Saliency, Subject
+from equal_speed import Row, subject_of
+from subjects import bf16
 from torch import Tensor, nn
 
 import skipat_surgery
@@ -38,7 +38,7 @@ TENTHS = 10
 class Arguments:
     """What to distil."""
 
-    subject: str = option("saliency", "saliency or cifar10.")
+    subject: str = option("saliency", "saliency, cifar10 or camvid.")
     row: str = option("cut 5-10", "What is cut, as benchmarks/equal_speed.py names it.")
     image_size: int = option(224, "Pixels a side, of saliency.")
     solve_images: int = option(512, "How many images the cut is solved on.")
@@ -55,9 +55,7 @@ class Course:
 
     def __init__(self, args: Arguments) -> None:
         self.args = args
-        self.subject: Subject = (
-            Saliency(args.test_images, args.image_size) if args.subject == "saliency" else Classifier(args.test_images)
-        )
+        self.subject = subject_of(args)
         self.student = Row.of(args.row).make(self.subject.teacher, self.subject.fitting(args.solve_images))
         self.images = torch.cat(self.subject.fitting(args.images))
         self.points: list[dict[str, float]] = []
@@ -70,7 +68,7 @@ class Course:
         self.measure(0, self.student)
         draws = torch.Generator().manual_seed(args.seed)
         probed = [self.draw(draws) for _ in range(STEPS + 1)]
-        with torch.autocast("cpu", torch.bfloat16):
+        with bf16():
             # Rates are probed on batches given at once; those of the run measure the student as they are drawn.
             scale = self.probed(probed)
             self.began = time.perf_counter()

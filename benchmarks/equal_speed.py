@@ -2,11 +2,13 @@
 
     python benchmarks/equal_speed.py --subject saliency --image_size 224
     python benchmarks/equal_speed.py --subject cifar10 --rows "merge 4, cut 3-8, cut 3-8 of Z"
+    python benchmarks/equal_speed.py --subject camvid --test_images 101 --solve_images 120 --batch_size 2
 
 A row is ``merge R`` (R tokens merged after every MSA), ``cut BLOCKS`` with the default Φ, ``cut BLOCKS asking`` with
 one where the patches ask, ``cut BLOCKS of Z`` with one that reads nothing but Z, ``cut BLOCKS off the grid`` with one
-that needs no grid, two such cuts joined by ``and``, or a cut and ``merge R``. Cuts are solved, not trained. All rows
-are timed in one interleaved run, in bf16. Writes a table, a picture and a JSON, and goes on where it was.
+that needs no grid, two such cuts joined by ``and``, or a cut and ``merge R``. Cuts are solved, not trained; those
+that say ``refitted`` last are refitted on the same images. All rows are timed in one interleaved run. Writes a table, a
+picture and a JSON, and goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from subjects import Classifier, Saliency, Subject
-from token_merging import merge_tokens
+from street_scenes import StreetScenes
+from subjects import Classifier, Saliency, Subject, bf16, dtype_named, speeds_of
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -34,8 +37,8 @@ from skipat_surgery.commands.machine import keep_freed_memory, machine, quiet_li
 from skipat_surgery.commands.options import parse, parse_skip
 from skipat_surgery.convert.settings import option
 from skipat_surgery.core.tables import markdown_table
-from skipat_surgery.measure.timing import Estimate, latencies
-from skipat_surgery.observing import evaluating
+from skipat_surgery.measure.timing import Estimate
+from skipat_surgery.measure.token_merging import merge_tokens
 
 UNTOUCHED = "untouched"
 PHIS = {
@@ -44,7 +47,7 @@ PHIS = {
     "of Z": PhiConfig(pool=0, reads_x=False),
     "off the grid": PhiConfig(pool=4, kernel_size=1),
 }
-ROW = re.compile(r"(?:cut (?P<cuts>.+?))?(?:(?:^| )merge (?P<r>\d+))?")
+ROW = re.compile(r"(?:cut (?P<cuts>.+?)(?P<refitted> refitted)?)?(?:(?:^| )merge (?P<r>\d+))?")
 CUT = re.compile(rf"(?P<skip>[\d+-]+)(?: (?P<phi>{'|'.join(filter(None, PHIS))}))?")
 
 
@@ -52,14 +55,16 @@ CUT = re.compile(rf"(?P<skip>[\d+-]+)(?: (?P<phi>{'|'.join(filter(None, PHIS))})
 class Arguments:
     """What to measure."""
 
-    subject: str = option("saliency", "saliency or cifar10.")
+    subject: str = option("saliency", "saliency, cifar10 or camvid.")
     rows: str = option("merge 4, merge 8, merge 16, cut 3-8, cut 3-8 of Z", "The rows; blocks such as 3-8 or 1+3-4.")
     image_size: int = option(224, "Pixels a side, of saliency.")
     solve_images: int = option(512, "How many images cuts are solved on.")
     test_images: int = option(544, "How many images are measured on.")
     batch_size: int = option(8, "Images a batch, of timing.")
+    dtype: str | None = option(None, "bf16 or fp32, of timing; bf16 when left out, or fp32 where there is no bf16.")
     rounds: int = option(25, "How often each model is timed.")
     max_seconds: float = option(240.0, "Fewer rounds where they would take longer.")
+    device: str = option("cpu", "cpu or cuda; street scenes on a CPU alone.")
     output_dir: str = option("outputs/equal_speed", "Where everything is written.")
 
 
@@ -70,10 +75,12 @@ class Row:
     Args:
         phi: The Φ of each block that is cut; none where only tokens are merged.
         r: How many tokens are merged after every MSA.
+        refitted: Whether the last maps of the blocks are refitted after the solve.
     """
 
     phi: Mapping[int, PhiConfig]
     r: int
+    refitted: bool = False
 
     @classmethod
     def of(cls, name: str) -> Row:
@@ -88,30 +95,50 @@ class Row:
         if found is None or not name or None in parts:
             raise ValueError(
                 "--rows takes rows such as 'merge 8', 'cut 3-8 of Z', 'cut 1-2 off the grid merge 4', "
-                f"'cut 1-4 asking and 5-10', got {name!r}"
+                f"'cut 1-4 asking and 5-10 refitted', got {name!r}"
             )
         phi = {
             block: PHIS[part["phi"] or ""]
             for part in filter(None, parts)
             for block in parse_skip(part["skip"].replace("+", ","))
         }
-        return cls(phi, int(found["r"] or 0))
+        return cls(phi, int(found["r"] or 0), found["refitted"] is not None)
 
     def make(self, teacher: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
-        """The model, cut, solved on batches of images where there are any, and its tokens merged."""
+        """The model, cut, solved and refitted on batches of images where there are any, and its tokens merged."""
         model = copy.deepcopy(teacher)
         if self.phi:
             skipat_surgery.apply(model, self.phi, keep_removed=False)
             if batches:
-                with torch.autocast("cpu", torch.bfloat16):
+                with bf16(next(teacher.parameters()).device.type):
                     skipat_surgery.solve(model, teacher, batches)
+                    if self.refitted:
+                        skipat_surgery.refit(model, teacher, batches)
         return merge_tokens(model, self.r) if self.r else model
+
+
+def subject_of(args: Any) -> Subject:
+    """The subject that a command is asked for.
+
+    Raises:
+        ValueError: There is no such subject.
+    """
+    device = getattr(args, "device", "cpu")
+    kinds: dict[str, Callable[[], Subject]] = {
+        "saliency": lambda: Saliency(args.test_images, args.image_size, device=device),
+        "cifar10": lambda: Classifier(args.test_images, device=device),
+        "camvid": lambda: StreetScenes(args.test_images),
+    }
+    if args.subject not in kinds:
+        raise ValueError(f"--subject must be one of {sorted(kinds)}, got {args.subject!r}")
+    return kinds[args.subject]()
 
 
 class EqualSpeed:
     """The rows, and where what was measured of them is written."""
 
     def __init__(self, args: Arguments) -> None:
+        self.dtype = dtype_named(args.dtype, args.device)
         self.args, self.rows = args, {name: Row.of(name) for name in args.rows.split(", ")}
         self.output = Path(args.output_dir)
         self.output.mkdir(parents=True, exist_ok=True)
@@ -121,9 +148,7 @@ class EqualSpeed:
         if stored["of"] != of:
             raise ValueError(f"--output_dir holds rows of {stored['of']}, not of {of}; choose another")
         self.stored, self.done = stored, stored["rows"]
-        self.subject: Subject = (
-            Saliency(args.test_images, args.image_size) if args.subject == "saliency" else Classifier(args.test_images)
-        )
+        self.subject = subject_of(args)
 
     def run(self) -> None:
         """Measure every row, then time them."""
@@ -137,31 +162,25 @@ class EqualSpeed:
                 self.done[name] = self.subject.measure(models[name])
                 run_state.write_json(self.file, self.stored)
         speeds = self.speeds(models)
-        where = f"`python {shlex.join(sys.argv)}`, {machine(torch.device('cpu'))}, torch {torch.__version__}"
+        where = f"`python {shlex.join(sys.argv)}`, {machine(torch.device(self.args.device))}, torch {torch.__version__}"
         text = f"{self.table(speeds)}\n\n{where}\n"
         (self.output / "equal_speed.md").write_text(text)
         self.plot(speeds)
         print(text)
 
     def speeds(self, models: dict[str, nn.Module]) -> dict[str, Estimate]:
-        """How many times as fast as the untouched model each is."""
+        """How many times as fast as the untouched model each row is."""
         args = self.args
-        models = {name: copy.deepcopy(model).bfloat16() for name, model in models.items()}
-        images = self.subject.images(args.batch_size).bfloat16()
-        with evaluating(*models.values()):
-            calls = {name: lambda model=model: model(images) for name, model in models.items()}
-            seconds = latencies(calls, images.device, args.rounds, args.max_seconds, progress=True)
-        return {
-            name: Estimate.of([full / own for full, own in zip(seconds[UNTOUCHED], seconds[name], strict=True)])
-            for name in self.rows
-        }
+        images = self.subject.images(args.batch_size).to(self.dtype)
+        found = speeds_of(models, images, args.rounds, args.max_seconds, UNTOUCHED)
+        return {name: found[name] for name in self.rows}
 
     def table(self, speeds: dict[str, Estimate]) -> str:
         """Speed and quality of every row."""
         columns = list(next(iter(self.done.values())))
         rows = []
         for name, speed in speeds.items():
-            shown = f"{speed.value:.2f}× ({speed.low:.2f}–{speed.high:.2f})"
+            shown = speed.as_speed()
             rows.append([name, shown, *(f"{self.done[name][column]:.4f}" for column in columns)])
         return markdown_table(["", "speed", *columns], rows)
 

@@ -91,7 +91,7 @@ class Profiles(Benchmark):
         """A table for every size and dtype."""
         args, texts = self.args, []
         for size in map(int, args.image_sizes.split(",")):
-            for dtype in args.dtypes.split(","):
+            for dtype in args.precisions:
                 model = self.model(size, dtype)
                 table = of_a_block(model, self.skip, args.phis, self.images(model, size, dtype))
                 texts.append(f"{args.model}, {size} px, {dtype}\n\n{table}")

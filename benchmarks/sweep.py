@@ -208,7 +208,7 @@ class Sweep(Benchmark):
     def run(self) -> None:
         """Cost against tokens: table, CSV and picture."""
         args = self.args
-        dtype = args.dtypes.split(",")[0]
+        dtype = args.precisions[0]
         tower = Tower.of(self.model(None, dtype))
         patch = tower.family.image_size(tower.module)[1] // tower.family.grid(tower.module)[0]
         sides = map(int, args.sides.split(","))

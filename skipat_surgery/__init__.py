@@ -11,23 +11,31 @@ from .convert.optimizers import freeze_untouched, optimizers
 from .convert.refit import RefitResult, refit
 from .convert.solve import SolveResult, solve
 from .core.config import PhiConfig, SkipatConfig
-from .core.finding import UnsupportedModelError
+from .core.family import Family
+from .core.finding import UnsupportedModelError, register
 from .core.modeling import register_with_auto_classes
 from .core.phi import Phi
+from .core.projections import Projection, Projections
 from .measure.report import Report, report
 from .observing import outputs_of
+from .saving import load, save
 from .surgery import apply, forget, restore
 from .tower import Tower
 from .trainer_card import keep_card
+
+__version__ = "0.1.0"
 
 __all__ = [
     "AlignResult",
     "DistillResult",
     "Evaluator",
+    "Family",
     "LossWeights",
     "Phi",
     "PhiConfig",
     "Plan",
+    "Projection",
+    "Projections",
     "RefitResult",
     "Report",
     "Similarity",
@@ -43,13 +51,16 @@ __all__ = [
     "distillation_loss",
     "forget",
     "freeze_untouched",
+    "load",
     "load_authors",
     "optimizers",
     "outputs_of",
     "plan",
     "refit",
+    "register",
     "report",
     "restore",
+    "save",
     "solve",
 ]
 

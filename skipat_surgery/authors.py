@@ -50,8 +50,9 @@ def load_authors(path: str | Path, host: str = "timm") -> nn.Module:
     Raises:
         ValueError: The file runs code when it is read, or does not hold such a model.
 
-    Example:
-        >>> skipat_surgery.load_authors("skipat_tiny_patch16_224.t7").save_pretrained("skipat-tiny")  # doctest: +SKIP
+    Examples:
+        >>> import skipat_surgery
+        >>> skipat_surgery.load_authors("skipat_tiny_patch16_224.t7").save_pretrained("skipat-tiny")
     """
     if host not in ("timm", "transformers"):
         raise ValueError(f"host must be 'timm' or 'transformers', got {host!r}")

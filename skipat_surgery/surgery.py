@@ -12,20 +12,22 @@ from transformers import PreTrainedModel
 
 from . import timm_model
 from .core import modeling
+from .core.attention_maps import unfill_attentions
 from .core.config import PhiConfig, SkipatConfig
 from .core.cutting import (
     Record,
     apply_to_tower,
-    check_kept,
+    check_cut,
     check_restorable,
-    check_skip,
     forget_removed,
+    reached,
     records_of,
     restore_tower,
 )
 from .core.family import Family
-from .core.finding import UnsupportedModelError, find_tower
+from .core.finding import UnsupportedModelError, find_tower, towers_in
 from .core.grafting import graft, ungraft
+from .core.windowed_phis import suited
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -35,6 +37,7 @@ def apply(
     skip: Iterable[int] | Mapping[int, PhiConfig] | SkipatConfig,
     phi: PhiConfig | None = None,
     *,
+    tower: str | None = None,
     keep_removed: bool = True,
 ) -> Model:
     """Replace the MSA of chosen blocks with Φ, in place (paper §3).
@@ -48,7 +51,10 @@ def apply(
         skip: The blocks to skip, counted from 0: any iterable of indices, a mapping from index to `PhiConfig`, or a
             `SkipatConfig`, which names the base model too.
             Block 0 cannot be skipped. Several runs are fine; each starts from the true Z of the block before it.
-        phi: The Φ of every skipped block, where `skip` gives only indices. ``PhiConfig()`` when left out.
+        phi: The Φ of every skipped block, where `skip` gives only indices. ``PhiConfig()`` when left out, without
+            clusters where a block attends within windows.
+        tower: Path of the vision transformer to cut, where the model holds several. Call `apply` once for each; to
+            solve or distil one, pass it alone: ``model.get_submodule(tower)``, and the teacher's.
         keep_removed: Keep what is taken out in memory, for `restore`. Without it the model needs no more memory than
             one loaded from a checkpoint; `forget` lets go of it later.
 
@@ -56,11 +62,12 @@ def apply(
         The same model.
 
     Raises:
-        UnsupportedModelError: The model is of no supported family, or wrapped, compiled, quantised or adapted.
+        UnsupportedModelError: The model is of no supported family, or wrapped, compiled, quantised or adapted, or
+            holds several towers and `tower` names none.
         ValueError: `skip` is empty, out of range or names block 0, or the model is already cut.
         TypeError: `skip` or `phi` is of the wrong type.
 
-    Example:
+    Examples:
         >>> import skipat_surgery
         >>> from transformers import ViTConfig, ViTForImageClassification
         >>> shape = dict(hidden_size=32, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8)
@@ -70,33 +77,48 @@ def apply(
     """
     config = SkipatConfig.parse(skip, phi)
     check_form(model)
-    if records_of(model):
+    if config.others:
+        raise ValueError("skip tells of several towers: call apply once for each of skip.towers, with tower=its tower")
+    path, found, family = find_tower(model, config.tower if tower is None else tower)
+    if any(module is found for _, module, _ in records_of(model)):
         raise ValueError(
             f"this {type(model).__name__} is already cut; call skipat_surgery.restore(model) first, then apply again"
         )
-    path, tower, family = find_tower(model)
-    blocks = family.block_list(tower)
-    check_skip(config, len(blocks), type(model).__name__)
-    check_kept(tower, family, config)
-    _check_forwards(path, tower, family, range(config.skip[-1] + 1))
-    config = replace(config, base_model=config.base_model or base_model_of(model))
-    apply_to_tower(tower, family, config, keep_removed=True)
+    if phi is None and not isinstance(skip, (Mapping, SkipatConfig)):
+        config = suited(found, family, config)  # the default
+    check_cut(found, family, config, type(model).__name__)
+    _check_forwards(path, found, family, reached(family.stage_list(found), config))
+    config = replace(
+        config,
+        base_model=config.base_model or base_model_of(model),
+        tower=path if len(towers_in(model)) > 1 else None,
+    )
+    apply_to_tower(found, family, config, keep_removed=True, model=model)
     try:
         _adopt(model, config)
     except Exception:
-        restore(model)  # a failed `apply` changes nothing
+        _undo(model, found)  # a failed `apply` changes nothing
         raise
     if not keep_removed:
-        forget_removed(tower)
+        forget_removed(found)
     return model
+
+
+def _undo(model: nn.Module, tower: nn.Module) -> None:
+    """Restore a tower; where no other of the model was cut, the model too."""
+    if len(records_of(model)) == 1:
+        restore(model)
+    else:
+        restore_tower(tower)
 
 
 def _adopt(model: nn.Module, config: SkipatConfig) -> None:
     """Let a model that was just cut save itself as a standard checkpoint, where its class allows it."""
     for host in (modeling, timm_model):
-        if host.can_adopt(model):
+        if host.can_adopt(model) or host.is_adopted(model):
             host.adopt(model, config)
-    if isinstance(model, PreTrainedModel) and not modeling.is_adopted(model):
+    refused = isinstance(model, PreTrainedModel) and not modeling.is_adopted(model)
+    if refused and not isinstance(model, modeling.CannotBeSaved):  # it is where another of its towers was cut before
         graft(model, modeling.CannotBeSaved)
 
 
@@ -116,6 +138,7 @@ def restore(model: Model) -> Model:
         check_restorable(tower)
     for _, tower, _ in found:
         restore_tower(tower)
+    unfill_attentions(model)
     for module in model.modules():
         if isinstance(module, modeling.CannotBeSaved):
             ungraft(module)
@@ -201,7 +224,8 @@ def _check_forwards(root: str, tower: nn.Module, family: Family, indices: Iterab
         UnsupportedModelError: One has a forward that was put on it from outside.
     """
     alone = [path for path in ("", family.embeddings, *family.carriers) if path is not None]
-    blocks = {f"{family.blocks}.{index}": family.block_list(tower)[index] for index in indices}
+    paths = family.block_paths(tower)
+    blocks = {paths[index]: tower.get_submodule(paths[index]) for index in indices}
     inside = [f"{path}.{part}".strip(".") for path, block in blocks.items() for part, _ in block.named_modules()]
     found = {path: tower.get_submodule(path) for path in (*alone, *inside)}
     patched = sorted(

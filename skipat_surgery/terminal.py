@@ -15,7 +15,7 @@ SPELLINGS = {"Φ": "Phi", "⇒": "=>", "×": "x", "–": "-", "·": "*", "≥": 
 def spell_out(text: str, encoding: str) -> str:
     """A text in the characters of an encoding.
 
-    Example:
+    Examples:
         >>> spell_out("MSA ⇒ Φ, 4×4", "ascii")
         'MSA => Phi, 4x4'
     """

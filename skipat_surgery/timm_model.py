@@ -6,7 +6,10 @@ They are saved and pushed like transformers models: ``save_pretrained``, ``push_
 
 from __future__ import annotations
 
+import importlib
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,9 @@ from torch import nn
 
 from .core.card import model_card, write_card
 from .core.config import SkipatConfig
-from .core.cutting import apply_to_tower, check_kept, check_skip
+from .core.cutting import apply_to_tower, check_cut
 from .core.finding import families_of, find_tower
-from .core.grafting import Grafted, graft
+from .core.grafting import Grafted, graft, ungraft
 from .core.hub import push
 
 ARCHITECTURE = "skipat_vit"
@@ -52,16 +55,30 @@ def _build(base: str, skipat: dict[str, Any], **kwargs: Any) -> nn.Module:
     config = SkipatConfig.from_dict(skipat)
     model = timm.create_model(base, pretrained=False, **kwargs)
     _, tower, family = find_tower(model)
-    check_skip(config, len(family.block_list(tower)), base)
-    check_kept(tower, family, config)
+    check_cut(tower, family, config, base)
     apply_to_tower(tower, family, config, keep_removed=False)
     graft(model, HubModel)
     return model
 
 
+def _filter_of(base: str) -> Callable[..., dict[str, Any]] | None:
+    """What fits the weights of a timm model to one made for images of another size; None where timm has nothing.
+
+    Source: timm, ``_create_vision_transformer``, for the two kinds that it resizes in another way.
+    """
+    module = importlib.import_module(timm.models.model_entrypoint(base).__module__)
+    fit: Any = getattr(module, "checkpoint_filter_fn", None)
+    if "flexi" not in base and "radio" not in base:
+        return fit
+    aligned = any(name in base for name in getattr(module, "_RADIO_ALIGN_CORNERS", ()))
+    return partial(fit, interpolation="bilinear", antialias=False, **({"align_corners": True} if aligned else {}))
+
+
 @register_model
 def skipat_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A timm vision transformer cut as `skipat` says.
+
+    Made with another ``img_size`` or ``in_chans`` than its checkpoint, it fits the weights as timm does for `base`.
 
     Args:
         pretrained: Load the weights of the checkpoint that the configuration came from.
@@ -75,13 +92,21 @@ def skipat_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
             "skipat_surgery.apply(model, skip=…)"
         )
     return build_model_with_cfg(
-        _build, ARCHITECTURE, pretrained, feature_cfg={"out_indices": 3, "feature_cls": "getter"}, **kwargs
+        _build,
+        ARCHITECTURE,
+        pretrained,
+        pretrained_filter_fn=_filter_of(kwargs["base"]),
+        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        **kwargs,
     )
 
 
 def can_adopt(model: Any) -> bool:
-    """Whether a model was made by ``timm.create_model``, so that it can be rebuilt by name."""
-    return bool(getattr(model, "pretrained_cfg", None)) and hasattr(model, "_model_args") and bool(families_of(model))
+    """Whether a model was made by ``timm.create_model``, so that it can be rebuilt by name: a tower, or around one."""
+    by_name = bool(getattr(model, "pretrained_cfg", None)) and hasattr(model, "_model_args")
+    if not by_name or type(model).__module__ == "timm.models._features":  # features_only: see skipat_surgery.save
+        return False
+    return any(families_of(module) for module in model.modules())
 
 
 def is_adopted(model: object) -> bool:
@@ -103,3 +128,4 @@ def release(model: Any) -> None:
     args.pop("skipat")
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": args.pop("base")}
     model._model_args = args
+    ungraft(model)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .batches import Images
 from .core.config import SkipatConfig
 from .core.cutting import records_of
 from .core.family import Family, Grid
 from .core.finding import UnsupportedModelError, find_tower
+from .core.map_carrying import window_of
+from .core.packed import laid_out
+from .core.ragged import Layout, Ragged
+from .core.stages import Stage
+from .core.windowed_phis import is_windowed
+from .core.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,29 @@ class Tower:
         return self.family.block_list(self.module)
 
     @property
+    def skippable(self) -> tuple[int, ...]:
+        """The blocks that can be skipped."""
+        return self.family.skippable(self.module)
+
+    @property
+    def reach(self) -> int:
+        """The number of first blocks before which no further tokens join."""
+        return self.family.reach(self.module)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages, in order: one of all blocks where the tower has no others."""
+        return self.family.stage_list(self.module)
+
+    def stage_of(self, index: int) -> Stage:
+        """The stage that a block is in."""
+        return self.family.stage_of(self.module, index)
+
+    def width_of(self, index: int) -> int:
+        """The width D of a block's tokens."""
+        return self.stage_of(index).width
+
+    @property
     def skip(self) -> tuple[int, ...]:
         """The skipped blocks."""
         return self.config.skip
@@ -55,10 +89,81 @@ class Tower:
         """The number of tokens that are no patches; `observe` and `z_of` put all of them before the patches."""
         return self.family.num_prefix_tokens(self.module) + self.family.num_suffix_tokens(self.module)
 
+    def arguments(self, images: Images) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the tower's forward takes of images (B, C, H, W), videos (B, T, C, H, W) or patches: the first argument,
+        and others by name.
+
+        Raises:
+            ValueError: The tower takes no patches.
+        """
+        if isinstance(images, Tensor):
+            return self.family.arguments(self.module, images)
+        if not self.family.takes_ragged:
+            raise ValueError(
+                f"{self.family.name} takes images of one size, (B, C, H, W), but the batch has "
+                f"{sorted(images.others)}, which give a grid to each image"
+            )
+        return images.pixels, dict(images.others)
+
+    def run(self, images: Images, model: Callable[..., Any] | None = None) -> Any:
+        """Run the tower, or a model that takes the same, on images, videos or patches."""
+        first, others = self.arguments(images)
+        return (self.module if model is None else model)(first, **others)
+
     def grid(self, images: Tensor) -> Grid:
-        """(H, W) of the patch grid of these images."""
-        owner = self.module if self.family.embeddings is None else self.module.get_submodule(self.family.embeddings)
-        return self.family.image_to_grid(owner, *images.shape[-2:])
+        """The patch grid of these images (B, C, H, W) or videos (B, T, C, H, W)."""
+        return self.family.grid_of(self.module, images.shape[1:])
+
+    def layout(self, images: Images) -> Layout:
+        """The patch grid of images or videos, or of patches that of each image."""
+        return self.ragged(images) or self.grid(images)  # type: ignore[arg-type]
+
+    def layout_in(self, index: int, layout: Layout) -> Layout:
+        """What `layout` gave, as it is in a block, which may be in a later stage."""
+        return layout if isinstance(layout, Ragged) else self.stage_of(index).grid(layout)
+
+    def patches_in(self, index: int) -> int:
+        """The number of patches of an image of the configured size, in a block."""
+        return math.prod(self.stage_of(index).grid(self.family.grid(self.module)))
+
+    def ragged(self, images: Images) -> Ragged | None:
+        """The grids of patches; None of images or videos."""
+        if isinstance(images, Tensor) and not self.family.packs:
+            return None
+        first, others = self.arguments(images)
+        return self.family.ragged(self.module, first, **others)
+
+    def real(self, images: Images) -> Tensor | None:
+        """Which patches (B, N) are no padding; None where none is."""
+        grid = self.ragged(images)
+        return None if grid is None else grid.real
+
+    def windows_in(self, index: int) -> Windows | None:
+        """The windows in which the tokens inside a block's MSA lie; None where they are all together."""
+        if self.family.stages:
+            return self.family.stages.windows(self.blocks[index])
+        side = window_of(self.blocks[index]) if self.family.maps else 0
+        return Windows.square(side) if side else None
+
+    def gives_windows(self, index: int) -> bool:
+        """Whether a block's MSA gives Z in windows, which the block takes back to the map."""
+        return index not in self.skip and is_windowed(self.family, self.blocks[index])
+
+    def z_tokens(self, index: int, z: Tensor, grid: Layout | None) -> Tensor:
+        """Z as `z_slot` shows it, as tokens (B, N, D), the patches last."""
+        in_windows = self.gives_windows(index) and not self.family.stages
+        return self.inner_tokens(z, grid, self.windows_in(index) if in_windows else None)
+
+    def inner_tokens(self, x: Tensor, grid: Layout | None, windows: Windows | None = None) -> Tensor:
+        """What there is inside a block, in windows or not, as tokens (B, N, D), the patches last."""
+        if windows is not None:
+            assert isinstance(grid, tuple)
+            return windows.tokens(x, grid)
+        return self.patches_last(laid_out(grid, x))
+
+    def state_tokens(self, x: Tensor, grid: Layout | None) -> Tensor:
+        """Hidden states between blocks as tokens (B, N, D), the patches last."""
+        return self.inner_tokens(x.movedim(1, -1) if self.family.channels_first and x.ndim == 4 else x, grid)
 
     def patches_last(self, tokens: Tensor) -> Tensor:
         """(B, N, D) with the suffix tokens, where the family has any, moved before the patches."""
@@ -70,13 +175,18 @@ class Tower:
 
     def last_module(self) -> nn.Module:
         """What the tokens leave the tower from: the norm after the last block, or that block where there is none."""
-        if self.family.final_norm is None:
-            return self.blocks[-1]
-        return self.module.get_submodule(self.family.final_norm)
+        path = self.family.final_norm
+        norm = None if path is None else attrgetter(path)(self.module)  # None too where a model is built without
+        return self.blocks[-1] if norm is None else norm
 
     def msa_slot(self, index: int) -> nn.Module:
         """What makes Z in a block: its MSA, or what stands in its place."""
         return self.blocks[index].get_submodule(self.family.attention)
+
+    def z_slot(self, index: int) -> nn.Module:
+        """Where Z of a block is seen: what gives it, or where there are stages, what is given it on the map."""
+        slot = self.family.stages.takes_z if self.family.stages else self.family.attention
+        return self.blocks[index].get_submodule(slot)
 
 
 def check_pair(model: nn.Module, teacher: nn.Module) -> tuple[Tower, Tower]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import small_models
+import torch
+from accelerate.state import AcceleratorState, GradientState
 from cases import case_named
 from filelock import FileLock
 from torch import nn
@@ -26,9 +30,35 @@ def timm_vit() -> nn.Module:
 
 
 @pytest.fixture
+def fresh_process() -> Iterator[None]:
+    """What a process holds once is put back after a command ran in it: accelerate's state, the number of threads."""
+    threads = torch.get_num_threads()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def exact_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' eager attention rounds its softmax to float32; here it does not."""
-    monkeypatch.setattr("torch.nn.functional.softmax", lambda x, dim, dtype=None: x.softmax(dim))
+    monkeypatch.setattr("torch.nn.functional.softmax", small_models.softmax)
+
+
+@pytest.fixture(autouse=True)
+def exact_contract(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a host rounds to float32 is compared as exactly as all the rest."""
+    if request.node.get_closest_marker("contract"):
+        for name, function in small_models.EXACT.items():
+            with suppress(ImportError):  # of a model that is newer than its host
+                monkeypatch.setattr(name, function)
+
+
+@pytest.fixture
+def exact_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that hosts round, such as the rotation of queries and keys, are made in float64."""
+    for name, function in small_models.EXACT_STEPS.items():
+        monkeypatch.setattr(name, function)
 
 
 Once = Callable[[str, Callable[[Path], object]], Path]

@@ -1,4 +1,4 @@
-"""What a matplotlib picture shows, read back from the figure that is saved."""
+"""What a matplotlib picture shows, read back from the figure that is saved; and pictures to try things with."""
 
 from __future__ import annotations
 
@@ -36,3 +36,8 @@ def colours(path: Path) -> int:
     """How many colours a picture on disk has: a blank one has one, a drawn one dozens."""
     with Image.open(path) as image:
         return len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0))
+
+
+def picture(side: int = 16) -> Image.Image:
+    """A square of noise, another for each side."""
+    return Image.fromarray(np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8))

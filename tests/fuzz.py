@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzz_data
 import torch
 import transformers
 from small_models import SHAPE
@@ -96,7 +97,13 @@ def stored(draw: random.Random) -> None:
     SkipatConfig.from_dict(data)
 
 
-KINDS: dict[str, Callable[[random.Random], None]] = {"cut": cut, "stored": stored}
+KINDS: dict[str, Callable[[random.Random], None]] = {
+    "cut": cut,
+    "stored": stored,
+    "pictures": fuzz_data.pictures,
+    "folders": fuzz_data.folders,
+    "tables": fuzz_data.tables,
+}
 
 
 def outcome(kind: str, number: int, seed: int) -> tuple[str, str]:

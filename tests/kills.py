@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,8 @@ def start(options: list[str], log: Path) -> int:
         status = 0
     except SystemExit as done:
         status = int(done.code or 0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 

@@ -12,9 +12,12 @@ import math
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from types import MappingProxyType
 from unittest import mock
 
+import reference_maps as maps
+import reference_stages as stages
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,64 +31,188 @@ def phi(
     weights: dict[str, Tensor],
     z: Tensor,
     prefix: int,
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
     x: Tensor | None = None,
     seed: Tensor | None = None,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Φ (paper Eq. 5-8): FC, GELU, depthwise convolution, GELU, FC, ECA on the patches; the prefix as configured.
 
-    The FC may read LN(X), and its mean over the patches with the same seed, beside Z.
+    The FC may read LN(X), and its mean over the patches with the same seed, beside Z. Patches `count` (B, H·W): ones,
+    and zeros for padding.
     """
-    height, width = grid
     patches = z[:, prefix:]
+    count = torch.ones(patches.shape[:2], dtype=z.dtype) if count is None else count
+    share = (count / count.sum(dim=1, keepdim=True))[..., None]
     hidden = torch.einsum("bnd,hd->bnh", patches, weights["expand.weight"]) + weights["expand.bias"]
     if "expand_x.weight" in weights:
         hidden = hidden + torch.einsum("bnd,hd->bnh", x[:, prefix:], weights["expand_x.weight"])
     if "expand_clusters.weight" in weights:
-        means = torch.einsum("bmn,bnd->bmd", averaging(seed).to(x.dtype), x[:, prefix:])
+        means = torch.einsum("bmn,bnd->bmd", averaging(seed, count).to(x.dtype), x[:, prefix:])
         hidden = hidden + torch.einsum("bnd,hd->bnh", means, weights["expand_clusters.weight"])
-    hidden = gelu(hidden)
+    hidden = gelu(hidden) * count[..., None]
     kernel, bias = weights["depthwise.weight"], weights["depthwise.bias"]
-    side = kernel.shape[-1]
-    image = hidden.reshape(z.shape[0], height, width, -1)
-    padded = torch.nn.functional.pad(image, (0, 0, side // 2, side // 2, side // 2, side // 2))
+    sides = kernel.shape[2:]
+    laid_out = hidden.reshape(z.shape[0], *grid, -1)
+    around = [side // 2 for side in reversed(sides) for _ in range(2)]
+    padded = torch.nn.functional.pad(laid_out, (0, 0, *around))
     convolved = bias + sum(
-        padded[:, i : i + height, j : j + width] * kernel[:, 0, i, j] for i in range(side) for j in range(side)
+        padded[(slice(None), *(slice(i, i + length) for i, length in zip(at, grid, strict=True)))]
+        * kernel[(slice(None), 0, *at)]
+        for at in product(*map(range, sides))
     )
-    hidden = gelu(convolved).reshape(z.shape[0], height * width, -1)
+    hidden = gelu(convolved).reshape(z.shape[0], math.prod(grid), -1)
     out = torch.einsum("bnh,dh->bnd", hidden, weights["reduce.weight"]) + weights["reduce.bias"]
     if "eca.weight" in weights:
         left, middle, right = weights["eca.weight"].flatten()
-        mean = out.mean(dim=1)
+        mean = (share * out).sum(dim=1)
         padded = torch.nn.functional.pad(mean, (1, 1))
         gate = left * padded[:, :-2] + middle * padded[:, 1:-1] + right * padded[:, 2:]
         out = out / (1 + torch.exp(-gate))[:, None, :]
     first = z[:, :prefix]
     if "mix.weight" in weights and prefix:
-        mean = patches.mean(dim=1, keepdim=True).repeat(1, prefix, 1)
+        mean = (share * patches).sum(dim=1, keepdim=True).repeat(1, prefix, 1)
         both = torch.cat([first, mean], dim=2)
         first = torch.einsum("bnd,ed->bne", both, weights["mix.weight"]) + weights["mix.bias"]
     return torch.cat([first, out], dim=1)
 
 
-def seeds(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """For patches (B, H·W, D), which patch is the seed of each (B, H·W): of the first of every side × side, the one
-    with the greatest cosine; a seed is its own."""
-    places = [row * grid[1] + column for row in range(0, grid[0], side) for column in range(0, grid[1], side)]
+def phi_of_each(
+    weights: dict[str, Tensor], z: Tensor, prefix: int, grids: list[tuple[int, ...]], x: Tensor, side: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Φ of each image alone, on its own grid; with the seed of each patch, and zeros for the padding behind them."""
+    after, seed = torch.zeros_like(z), torch.zeros(len(z), z.shape[1] - prefix, dtype=torch.long)
+    count = torch.zeros(z.shape[:2], dtype=z.dtype)
+    for number, grid in enumerate(grids):
+        image, last = slice(number, number + 1), prefix + math.prod(grid)
+        count[image, :last] = 1
+        if side:
+            seed[image, : last - prefix] = seeds(x[image, prefix:last], grid, side)
+        own = seed[image, : last - prefix]
+        after[image, :last] = phi(weights, z[image, :last], prefix, grid, x[image, :last], own)
+    return after, seed, count
+
+
+def packed(
+    msa: nn.Module,
+    args: tuple,
+    kwargs: dict,
+    before: Tensor,
+    weights: dict[str, Tensor],
+    grids: list[tuple[int, ...]],
+    merge: int,
+    pools: Mapping[int, int],
+    index: int,
+    ask: bool,
+    window: int = 0,
+) -> Tensor:
+    """Z (T, D) of packed images: each one is taken out, row by row, and put back where it was.
+
+    Where they lie window by window, an MSA that keeps the windows apart makes clusters in each of them.
+    """
+    h = (args[0] if args else kwargs["hidden_states"]).flatten(0, -2)
+    before, after, first = before.flatten(0, -2), torch.zeros_like(h), 0
+    for grid in grids:
+        height, width = grid
+        table, windows = torch.zeros(height, width, dtype=torch.long), []
+        place = first
+        for high, low in product(range(0, height, window or height), range(0, width, window or width)):
+            end, edge = min(high + (window or height), height), min(low + (window or width), width)
+            for top, left in product(range(high, end, merge), range(low, edge, merge)):
+                for down, right in product(range(merge), range(merge)):
+                    table[top + down, left + right] = place
+                    place += 1
+            own = torch.arange(height * width).view(height, width)[high:end, low:edge]
+            windows.append((own.flatten(), tuple(own.shape)))
+        if len(kwargs.get("cu_seqlens", ())) == len(grids) + 1:  # it keeps no more than the images apart
+            windows = [(torch.arange(height * width), grid)]
+        rows, first = table.flatten(), place
+        x, side, seed = h[rows][None], pools.get(index, 0), None
+        if side:
+            seed = torch.zeros(1, height * width, dtype=torch.long)
+            for own, shape in windows:
+                seed[0, own] = own[seeds(x[:, own], shape, side)[0]]
+        made = phi(weights, before[rows][None], 0, grid, x, seed)[0]
+        for own, shape in windows if side else ():
+            rotation = tuple(part[rows[own]] for part in kwargs.get("position_embeddings", ()))
+            coarse = packed_at_clusters(msa, x[0, own], rotation, seeds(x[:, own], shape, side)[0], ask)
+            made = made.index_add(0, own, coarse)
+        after = after.index_put((rows,), made)
+    return after
+
+
+def on_map(
+    msa: nn.Module,
+    args: tuple,
+    kwargs: dict,
+    before: Tensor,
+    weights: dict[str, Tensor],
+    grid: tuple[int, ...],
+    side: int,
+    ask: bool,
+) -> Tensor:
+    """Z (B, H·W, D) of a block whose MSA is given a map, or windows of it."""
+    h = maps.tokens(args[0] if args else kwargs["hidden_states"], grid)
+    seed = seeds(h, grid, side) if side else None
+    made = phi(weights, before, 0, grid, h, seed)
+    return made + maps.at_clusters(msa, args, kwargs, seed, grid, ask) if side else made
+
+
+def packed_at_clusters(msa: nn.Module, h: Tensor, rotation: tuple[Tensor, ...], seed: Tensor, ask: bool) -> Tensor:
+    """`at_clusters` of one image (n, D) of a packed host."""
+    count = len(h)
+    lie = torch.cat([seed, torch.arange(count)]) if ask else seed
+    mean = averaging(seed[None])[0].to(h.dtype) @ h
+    tokens = torch.cat([mean, h]) if ask else mean
+    unseen = h.new_zeros(len(lie), len(lie)).index_fill(1, torch.arange(count, len(lie)), -torch.inf)
+    given = {"position_embeddings": tuple(part[lie] for part in rotation)} if rotation else {}
+    with ExitStack() as undo:
+        for module in msa.modules():
+            undo.callback(setattr, module, "_forward_hooks", module._forward_hooks)
+            module._forward_hooks = OrderedDict()
+        if ask:
+            undo.enter_context(_masked(unseen))
+        if "cu_seqlens" in inspect.signature(msa.forward).parameters:
+            out = msa.forward(tokens, cu_seqlens=torch.tensor([0, len(lie)]), **given)
+        else:
+            out = msa.forward(tokens[None], attention_mask=None, **given)[0][0]
+    return out[count:] if ask else out
+
+
+def seeds(x: Tensor, grid: tuple[int, ...], side: int, count: Tensor | None = None) -> Tensor:
+    """For patches (B, H·W, D), which patch is the seed of each (B, H·W): of those every `side` along each axis that are
+    no padding, the one with the greatest cosine; a seed is its own."""
+    places = [place for place, at in enumerate(product(*map(range, grid))) if not any(index % side for index in at)]
     length = x.square().sum(dim=2).sqrt()
     cosines = torch.einsum("bnd,bmd->bnm", x, x[:, places]) / (length[:, :, None] * length[:, None, places])
+    if count is not None:
+        cosines = cosines - 3 * (1 - count[:, None, places])
     found = torch.tensor(places)[cosines.argmax(dim=2)]
     found[:, places] = torch.tensor(places)
     return found
 
 
-def averaging(seed: Tensor) -> Tensor:
-    """The matrices (B, N, N) that give every token the mean of those with the same seed (B, N)."""
+def averaging(seed: Tensor, count: Tensor | None = None) -> Tensor:
+    """The matrices (B, N, N) that give every token the mean of those with the same seed (B, N) that count (B, N)."""
     same = (seed[:, :, None] == seed[:, None, :]).double()
-    return same / same.sum(dim=2, keepdim=True)
+    same = same if count is None else same * count[:, None, :]
+    return same / same.sum(dim=2, keepdim=True).clamp(min=1)
 
 
-def at_clusters(msa: nn.Module, args: tuple, kwargs: dict, seed: Tensor, prefix: int, ask: bool) -> Tensor:
+def counting(args: tuple, kwargs: dict, h: Tensor) -> Tensor:
+    """Ones for the tokens (B, N) that the mask of an MSA lets any token attend to, zeros for the others."""
+    masks = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, Tensor)]
+    masks = [mask for mask in masks if mask.ndim == 4 and mask.shape[-1] == h.shape[1]]
+    count = torch.ones(h.shape[:2], dtype=h.dtype)
+    for mask in masks:
+        seen = mask if mask.dtype == torch.bool else mask > -1e30
+        count = count * seen.sum(dim=(1, 2)).clamp(max=1)
+    return count
+
+
+def at_clusters(
+    msa: nn.Module, args: tuple, kwargs: dict, seed: Tensor, prefix: int, ask: bool, count: Tensor
+) -> Tensor:
     """Z where every patch gives way to the mean of its cluster and lies where the seed lies, by the host's own MSA.
 
     Where the patches ask, they follow as they are, each at its own place, as tokens that no token attends to, and their
@@ -98,9 +225,14 @@ def at_clusters(msa: nn.Module, args: tuple, kwargs: dict, seed: Tensor, prefix:
         seed: (B, H·W), what `seeds` gives.
         prefix: Number of tokens before the patches.
         ask: Whether the patches ask, or their clusters.
+        count: (B, N), zeros for padding, which no token attends to.
     """
     h = args[0] if args else kwargs["hidden_states"]
-    others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+    named = zip(list(inspect.signature(msa.forward).parameters)[1:], args[1:], strict=False)
+    others = {name: value for name, value in [*named, *kwargs.items()] if name != "hidden_states"}
+    fused = getattr(getattr(msa, "config", None), "_attn_implementation", None) == "sdpa"
+    if fused and getattr(msa, "is_causal", False) and others.get("attention_mask") is None:  # as SDPA takes it
+        others["attention_mask"] = torch.ones(1, 1, h.shape[1], h.shape[1], dtype=torch.bool).tril()
     with ExitStack() as undo:
         for module in msa.modules():  # the host must not take this run's attention maps for the block's own
             undo.callback(setattr, module, "_forward_hooks", module._forward_hooks)
@@ -108,7 +240,7 @@ def at_clusters(msa: nn.Module, args: tuple, kwargs: dict, seed: Tensor, prefix:
         return torch.cat(
             [
                 _at_clusters_of_one(
-                    msa, h[number : number + 1], number, len(h), args[1:], others, seed[number], prefix, ask
+                    msa, h[number : number + 1], number, len(h), h, others, seed[number], prefix, ask, count[number]
                 )
                 for number in range(len(h))
             ]
@@ -120,14 +252,16 @@ def _at_clusters_of_one(
     h: Tensor,
     number: int,
     batch: int,
-    args: tuple,
+    whole: Tensor,
     kwargs: dict,
     seed: Tensor,
     prefix: int,
     ask: bool,
+    counts: Tensor,
 ) -> Tensor:
     """Of one image of a batch."""
     count, patches = h.shape[1], len(seed)
+    unseen = torch.cat([counts == 0, torch.ones(patches if ask else 0, dtype=torch.bool)])
     own = torch.arange(prefix, prefix + patches)
     places = torch.arange(count)
     places[own] = prefix + seed
@@ -135,17 +269,19 @@ def _at_clusters_of_one(
     given: list[Tensor] = []  # masks and biases
 
     def moved(value):
-        if isinstance(value, tuple):
+        if isinstance(value, (tuple, list)):
             return tuple(map(moved, value))
         if not isinstance(value, Tensor):
             return value
-        if value.ndim == 4 and value.shape[0] == batch:
+        if value.ndim > 2 and value.shape[0] == batch:
             value = value[number : number + 1]
         if value.shape[-2:] == (count, count):
             value = value[..., lie, :][..., lie]
-            value[..., count:] = False if value.dtype == torch.bool else -torch.inf
+            value[..., unseen] = False if value.dtype == torch.bool else -torch.inf
             given.append(value)
             return value
+        if value.shape[-2] == count:  # MLCD rotates every token
+            return value[..., lie, :]
         return value[..., lie[prefix:] - prefix, :] if value.shape[-2] == patches else value
 
     with ExitStack() as undo:
@@ -154,14 +290,20 @@ def _at_clusters_of_one(
                 bias = moved(getattr(owner, name)())
                 setattr(owner, name, lambda bias=bias: bias)
                 undo.callback(delattr, owner, name)
-        mean = averaging(places[None])[0].to(h.dtype)
-        names = list(inspect.signature(msa.forward).parameters)
-        kwargs = {name: moved(value) for name, value in [*zip(names[1:], args, strict=False), *kwargs.items()]}
+        mean = averaging(places[None], counts[None])[0].to(h.dtype)
         tokens = torch.cat([mean @ h, h[:, own]], dim=1) if ask else mean @ h
+        # torch's own MSA is given its input three times.
+        kwargs = {name: tokens if value is whole else moved(value) for name, value in kwargs.items()}
+        # V-JEPA 2 makes rotary embeddings inside, of the places that it is given.
+        if "position_mask" in inspect.signature(msa.forward).parameters:
+            kwargs["position_mask"] = lie[None]
         if ask and not given:
             undo.enter_context(
                 _masked(h.new_zeros(len(lie), len(lie)).index_fill(1, torch.arange(count, len(lie)), -torch.inf))
             )
+        if ask and hasattr(msa, "proj_w"):  # talking heads, whose bias gives weight to masked tokens as well
+            keep = (torch.arange(len(lie)) < count)[:, None]
+            undo.callback(msa.proj_w.register_forward_hook(lambda module, args, out: out * keep).remove)
         out = msa.forward(tokens, **kwargs)
     out = out[0] if isinstance(out, tuple) else out
     return torch.cat([out[:, :prefix], out[:, count:], out[:, prefix + patches : count]], dim=1) if ask else out
@@ -170,13 +312,21 @@ def _at_clusters_of_one(
 @contextmanager
 def _masked(mask: Tensor) -> Iterator[None]:
     """Adds to the scores of a host that is given no mask of its own."""
-    name, sdpa = "scaled_dot_product_attention", F.scaled_dot_product_attention
+    name, sdpa, softmax = "scaled_dot_product_attention", F.scaled_dot_product_attention, Tensor.softmax
 
     def masked(query, key, value, attn_mask=None, *args, **kwargs):
         return sdpa(query, key, value, mask if attn_mask is None else mask + attn_mask, *args, **kwargs)
 
-    with mock.patch.object(F, name, masked):
-        yield
+    def masked_softmax(scores, *args, **kwargs):
+        return softmax(scores + mask, *args, **kwargs)
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # of torch's own MSA, which calls neither
+    try:
+        with mock.patch.object(F, name, masked), mock.patch.object(Tensor, "softmax", masked_softmax):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def phi_weights(cut_block: nn.Module) -> dict[str, Tensor]:
@@ -185,13 +335,13 @@ def phi_weights(cut_block: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach().clone().requires_grad_() for name, weight in named.items()}
 
 
-def _skipped(msa: nn.Module, cut_block: nn.Module, h: Tensor, z: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
+def _skipped(msa: nn.Module, cut_block: nn.Module, h: Tensor, z: Tensor, prefix: int, grid: tuple[int, ...]) -> Tensor:
     """Z of a skipped block: Φ's, and where its MSA is kept in part, what that gives."""
     pool = cut_block.phi.pool
-    seed = seeds(h[:, prefix:], grid, pool) if pool else None
+    seed, count = seeds(h[:, prefix:], grid, pool) if pool else None, torch.ones(h.shape[:2], dtype=h.dtype)
     made = phi(phi_weights(cut_block), z, prefix, grid, h, seed)
     if pool:
-        coarse = at_clusters(msa, (h,), {}, seed, prefix, cut_block.phi.queries == "patches")
+        coarse = at_clusters(msa, (h,), {}, seed, prefix, cut_block.phi.queries == "patches", count)
         made = torch.cat([made[:, :prefix], made[:, prefix:] + coarse[:, prefix:]], dim=1)
     if cut_block.phi.prefix == "attend":
         own = msa(h)
@@ -237,12 +387,15 @@ def paper_equations(
     msa: str,
     depth: int,
     weights: dict[int, dict[str, Tensor]],
-    grid: tuple[int, int],
+    grid: tuple[int, ...] | list[tuple[int, ...]],
     prefix: int,
     suffix: int = 0,
     attends: Container[int] = (),
     pools: Mapping[int, int] = MappingProxyType({}),
     asking: Container[int] = (),
+    merge: int = 0,
+    window: int = 0,
+    depths: tuple[int, ...] = (),
 ) -> Iterator[nn.Module]:
     """An untouched model of any family that computes the paper's equations while the context lasts.
 
@@ -253,32 +406,66 @@ def paper_equations(
         msa: Path of the MSA of block i, with ``{}`` for i.
         depth: The number of blocks.
         weights: Φ's weights by skipped block.
-        grid: The true patch grid of the images to come.
+        grid: The true patch grid of the images to come, or that of each of them.
         prefix: Number of tokens before the patches.
         suffix: Number of tokens after them, which Φ treats like those before.
         attends: The skipped blocks whose prefix and suffix tokens keep what the MSA gives them.
         pools: The sides p of the skipped blocks whose MSA still runs, over one cluster for p × p patches.
         asking: Those of them whose patches ask, rather than their clusters.
+        merge: Where all images are packed into one sequence, the side of the blocks in which their patches are.
+        window: Where these lie window by window, the side of a window in patches.
+        depths: Where there are stages, the number of blocks of each. All attend within windows.
     """
     z: dict[int, Tensor] = {}
 
     def hook_of(index: int):
         def hook(module, args, kwargs, output):
             is_tuple = isinstance(output, tuple)
-            z[index] = output[0] if is_tuple else output
+            z[index] = made = output[0] if is_tuple else output
+            if depths:
+                block, own = (
+                    stock.get_submodule(msa.format(index).rpartition(".")[0]),
+                    stages.grid_of(index, depths, grid),
+                )
+                places = stages.places(block, own)
+                z[index] = stages.tokens(made, places, own)
+                if index not in weights:
+                    return None
+                x = stages.tokens(args[0] if args else kwargs["hidden_states"], places, own)
+                z[index] = phi(weights[index], z[index - 1], 0, own, x)
+                made = stages.like(z[index], made, places)
+                return (made, *output[1:]) if is_tuple else made
+            if made.ndim == 4:
+                z[index] = maps.tokens(made, grid)
             if index not in weights:
                 return None
             before = z[index - 1]
+            if made.ndim == 4:
+                z[index] = on_map(
+                    module, args, kwargs, before, weights[index], grid, pools.get(index, 0), index in asking
+                )
+                made = maps.like(z[index], made, grid)
+                return (made, *output[1:]) if is_tuple else made
+            if merge:
+                how = grid, merge, pools, index, index in asking, window
+                found = packed(module, args, kwargs, before, weights[index], *how)
+                z[index] = found.view_as(z[index])
+                return (z[index], *output[1:]) if is_tuple else z[index]
             end = before.shape[1] - suffix
 
             def patches_last(tokens):
                 return torch.cat([tokens[:, :prefix], tokens[:, end:], tokens[:, prefix:end]], dim=1)
 
             h, special, side = args[0] if args else kwargs["hidden_states"], prefix + suffix, pools.get(index, 0)
-            seed = seeds(h[:, prefix:end], grid, side) if side else None
-            after = phi(weights[index], patches_last(before), special, grid, patches_last(h), seed)
+            count = counting(args, kwargs, h)
+            if isinstance(grid, list):
+                after, seed, count = phi_of_each(weights[index], before, prefix, grid, h, side)
+            else:
+                own = count[:, prefix:end]
+                seed = seeds(h[:, prefix:end], grid, side, own) if side else None
+                after = phi(weights[index], patches_last(before), special, grid, patches_last(h), seed, own)
             if side:
-                coarse = patches_last(at_clusters(module, args, kwargs, seed, prefix, index in asking))
+                coarse = patches_last(at_clusters(module, args, kwargs, seed, prefix, index in asking, count))
                 after = torch.cat([after[:, :special], after[:, special:] + coarse[:, special:]], dim=1)
             if index in attends:
                 own = output[0] if is_tuple else output

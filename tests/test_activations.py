@@ -1,4 +1,4 @@
-"""The activations of cut blocks write over their input where nobody can see it, and there alone."""
+"""Cut blocks and Φ write over what passes between their parts where nobody can see it, and there alone."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_output_is_the_same_to_the_bit():
 
 
 def observed(model: Any, place: str) -> list[Tensor]:
-    """What hooks keep of the input and the output of the activation, in every block."""
+    """What hooks keep of the input and the output of the activation, and of the parts of Φ, in every block."""
     kept: list[Tensor] = []
 
     def keep_output(module: nn.Module, args: Any, output: Any) -> None:
@@ -109,6 +109,9 @@ def observed(model: Any, place: str) -> list[Tensor]:
     mlps = [block.mlp for block in model.blocks]
     if place == "every module":
         handles = [nn.modules.module.register_module_forward_hook(keep_output)]
+    elif place == "Φ":
+        parts = [part for block in model.blocks if hasattr(block, "phi") for part in block.phi.modules()]
+        handles = [part.register_forward_hook(keep_output) for part in parts]
     elif place == "fc1":
         handles = [mlp.fc1.register_forward_hook(keep_output) for mlp in mlps]
     else:
@@ -121,7 +124,7 @@ def observed(model: Any, place: str) -> list[Tensor]:
     return kept
 
 
-@pytest.mark.parametrize("place", ["fc1", "activation", "every module"])
+@pytest.mark.parametrize("place", ["fc1", "activation", "Φ", "every module"])
 def test_a_hook_sees_what_it_would_see_in_the_host(place):
     model = cut_vit()
     expected = observed(model, place)

@@ -19,8 +19,7 @@ import skipat_surgery
 WIDTH, DEPTH, HEADS, CLASSES = 192, 12, 3, 10
 
 
-@pytest.fixture(scope="module")
-def weights() -> dict[str, Tensor]:
+def random_weights() -> dict[str, Tensor]:
     """Random weights under the names of timm 0.5.4's ``vit_tiny`` with the authors' six Φ; 64×64 images."""
     torch.manual_seed(0)
 
@@ -49,6 +48,11 @@ def weights() -> dict[str, Tensor]:
         found |= {f"{phi}.dwconv.0.weight": 0.2 * torch.randn(2 * WIDTH, 1, 5, 5)}
         found |= {f"{phi}.dwconv.0.bias": 0.1 * torch.randn(2 * WIDTH), f"{phi}.eca.conv.weight": torch.randn(1, 1, 3)}
     return found
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    return random_weights()
 
 
 def authors_forward(w: dict[str, Tensor], images: Tensor) -> Tensor:

@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
+import PIL.Image
 import pytest
 import small_models
 import timm
 import torch
 import transformers
-from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 import skipat_surgery
-from skipat_surgery.commands import analyze, benchmark, checks, digits, distill, images, loading, sources
+from skipat_surgery.commands import analyze, benchmark, checks, digits, distill, images, loading, machine, sources
 from skipat_surgery.commands.options import parse, parse_numbers, parse_skip
 from skipat_surgery.terminal import spell_out
 
@@ -29,14 +31,7 @@ COMMANDS = {"distill": distill, "analyze": analyze, "benchmark": benchmark}
 SIDE = {"height": 16, "width": 16}
 
 
-@pytest.fixture(autouse=True)
-def _fresh_process():
-    """What a process holds once: accelerate's state, and the number of threads."""
-    threads = torch.get_num_threads()
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("fresh_process")
 
 
 @pytest.fixture(scope="module")
@@ -139,18 +134,18 @@ def test_an_output_that_cannot_be_written(name, refused, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["distill", "analyze"])
 def test_without_matplotlib(name, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    refused(name, "pictures need matplotlib: pip install 'skipat-surgery[recipes]'")
+    refused(name, "pictures need matplotlib, which skipat-surgery brings: pip install matplotlib")
 
 
 @pytest.mark.parametrize("name", ["distill", "analyze"])
 def test_without_scikit_learn(name, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    refused(name, "the digits need scikit-learn: pip install 'skipat-surgery[recipes]'")
+    refused(name, "the digits need scikit-learn: pip install 'skipat-surgery[demo]'")
 
 
 @pytest.mark.parametrize(
     ("tracker", "package"),
-    [("tensorboard", "'skipat-surgery[recipes]'"), ("wandb", "wandb"), ("comet_ml", "comet-ml")],
+    [("tensorboard", "'skipat-surgery[trackers]'"), ("wandb", "wandb"), ("comet_ml", "comet-ml")],
 )
 def test_without_the_package_of_a_tracker(tracker, package, refused, monkeypatch):
     monkeypatch.setattr(checks, "get_available_trackers", lambda: [])
@@ -193,6 +188,15 @@ def test_a_checkpoint_with_a_broken_file_is_named(name, file, damage, model, ref
     if left is not None:
         (broken / file).write_bytes(left)
     refused(name, str(broken), model=broken)
+
+
+@pytest.mark.parametrize("name", ["distill", "analyze"])
+def test_weights_that_are_not_finite_are_named(name, model, refused, tmp_path):
+    broken = copy_of(model, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["classifier.bias"][3] = torch.nan
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    refused(name, "1 of its tensors hold NaN or infinity, the first of them classifier.bias", model=broken)
 
 
 def test_a_run_whose_settings_are_broken(refused, tmp_path):
@@ -271,6 +275,65 @@ def test_a_yaml_file_that_is_none(text, message, tmp_path):
         parse((Options,), [str(file)], "")
 
 
+def pictures(folder: Path, *paths: str) -> Path:
+    draw = np.random.default_rng(0)
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / path)
+    return folder
+
+
+BAD_DATA = [
+    (["0.png"], {}, "has one image, and one split"),
+    (["cat/0.png", "dog/0.png"], {}, "only the data set has cat, dog, only the model zero, one"),
+    (["zero/0.png", "one/0.png", "one/1.png"], {"label_column": "class"}, "has no column 'class'"),
+    (["zero/0.png", "one/0.png"], {"train_split": "rest"}, "has no split 'rest'; it has ['train']"),
+    (["train/a/0.png", "test/a/0.png", "rest/a/0.png"], {}, "folders test, train are splits, and beside them"),
+    (["0.png", "1.png"], {"label_weight": 1}, "label_weight needs a model with classes and a data set with labels"),
+]
+
+
+@pytest.mark.parametrize(("paths", "given", "message"), BAD_DATA, ids=[message for *_, message in BAD_DATA])
+def test_data_that_cannot_be_used(paths, given, message, model, refused, tmp_path):
+    named = copy_of(model, tmp_path / "named")
+    config = json.loads((named / "config.json").read_text())
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    config["id2label"] = dict(enumerate(words))
+    (named / "config.json").write_text(json.dumps(config))
+    refused("distill", message, model=named, dataset=pictures(tmp_path / "data", *paths), **given)
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+@pytest.mark.parametrize("name", ["distill", "analyze"])
+def test_a_model_that_takes_no_pictures(name, kind, refused, tmp_path):
+    if kind == "timm":
+        built = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, depth=5, in_chans=4)
+        loading.timm_model.save(built, tmp_path / "model")
+    else:
+        built = small_models.hf("ViTForImageClassification", "ViTConfig", image_size=16, num_channels=4)()
+        built.save_pretrained(tmp_path / "model")
+        transformers.ViTImageProcessor(size=SIDE).save_pretrained(tmp_path / "model")
+    refused(name, "the model takes images of 4 channels, and pictures give 1 or 3", model=tmp_path / "model")
+
+
+@pytest.mark.usefixtures("without_reloading")
+@pytest.mark.parametrize("name", ["distill", "analyze"])
+def test_what_was_found_is_said_before_the_work(name, model, tmp_path, capsys):
+    data = pictures(tmp_path / "data [1]", *(f"{split}/{n}.png" for split in ("train", "test") for n in range(40)))
+    (data / "train" / "notes.txt").touch()
+    extra = {"num_images": 40, "batch_size": 10} if name == "analyze" else {}
+    run(name, model=model, dataset=data, output_dir=tmp_path / "run", **extra)
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == [
+        f"Data: {data}, a folder of images",
+        "  train: 40 images in column 'image', no labels ("
+        + ("none wanted)" if name == "analyze" else "no folders of classes)"),
+        said[2],
+    ]
+    assert "  Files: 80 found, 80 used" in said
+    assert "  WARNING: 1 files are not used, as they are no images: 1 .txt; the first is train/notes.txt" in said
+
+
 @pytest.fixture
 def without_reloading(monkeypatch):
     """A reload is a new process, which takes seconds and is not what is tested here."""
@@ -279,7 +342,7 @@ def without_reloading(monkeypatch):
 
 SHOWN = {
     "distill": ["MSA ⇒ Φ", "3×3", "agre…"],
-    "analyze": ["clusters 2×2", "divergence"],
+    "analyze": ["clusters of side 2", "divergence"],
     "benchmark": ["cut, the paper's Φ", "1.00× (1.00–1.00)"],
 }
 
@@ -410,3 +473,19 @@ def test_workers_that_are_spawned_load_the_same_images(host, model):
     assert [batch.keys() for batch in here] == [batch.keys() for batch in there]
     for batch, other in zip(here, there, strict=True):
         assert all(torch.equal(batch[name], other[name]) for name in batch)
+
+
+@pytest.mark.usefixtures("without_reloading")
+@pytest.mark.parametrize("name", ["distill", "analyze"])
+@pytest.mark.parametrize(("asked", "said"), [("bf16", 1), ("no", 0)])
+def test_bf16_on_a_cpu_without_it_is_warned_of(name, asked, said, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "multiplies_bf16", lambda device: False)
+    run(name, model=model, output_dir=tmp_path / "run", mixed_precision=asked)
+    assert capsys.readouterr().out.count("WARNING: this CPU has no bfloat16") == said
+
+
+@pytest.mark.parametrize(("has", "taken"), [(True, "bf16"), (False, "fp32")])
+def test_a_benchmark_is_in_bf16_where_there_is_one(has, taken, monkeypatch):
+    monkeypatch.setattr(machine, "multiplies_bf16", lambda device: has)
+    assert benchmark.Arguments().precisions == [taken]
+    assert benchmark.Arguments(dtypes="fp32,bf16").precisions == ["fp32", "bf16"]

@@ -11,10 +11,13 @@ from skipat_surgery import PhiConfig, SkipatConfig
 
 
 def test_round_trip_through_json():
-    config = SkipatConfig({5: PhiConfig(expansion=0.25), 2: PhiConfig.paper(), 3: PhiConfig()})
+    config = SkipatConfig(
+        {5: PhiConfig(expansion=0.25), 2: PhiConfig.paper(), 3: PhiConfig(), 6: PhiConfig(kernel_size=(1, 3, 5))}
+    )
     assert SkipatConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert config.skip == (2, 3, 5)
-    assert config.runs == ((2, 3), (5,))
+    assert config.skip == (2, 3, 5, 6)
+    assert config.runs == ((2, 3), (5, 6))
+    assert config.to_dict()["phi"]["6"]["kernel_size"] == [1, 3, 5]
 
 
 def test_configs_are_frozen():

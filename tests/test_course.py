@@ -12,6 +12,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import course
+import equal_speed
 
 
 class Sensitive(Small):
@@ -23,7 +24,7 @@ class Sensitive(Small):
 
 
 def test_it_measures_each_tenth_and_the_start(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(course, "Saliency", Sensitive)
+    monkeypatch.setattr(equal_speed, "Saliency", Sensitive)
     options = ["--row", "cut 2-3 of Z", "--image_size", "32", "--test_images", "4", "--solve_images", "64"]
     options += ["--images", "64", "--steps", "20", "--batch_size", "8", "--output_dir", str(tmp_path)]
     course.main(options)

@@ -14,6 +14,7 @@ from skipat_surgery.convert.evaluation import Evaluator
 from skipat_surgery.convert.losses import (
     NO_LABEL,
     LossWeights,
+    class_ids,
     distances,
     distillation_loss,
     label_loss,
@@ -23,13 +24,15 @@ from skipat_surgery.convert.optimizers import freeze_untouched, optimizers
 from skipat_surgery.convert.settings import TrainingConfig
 from skipat_surgery.convert.stream import Stream
 from skipat_surgery.observing import Outputs, outputs_of
+from skipat_surgery.tasks.classification import Classification
 from skipat_surgery.tower import Tower
 
 
 @pytest.fixture
 def outputs():
     torch.manual_seed(0)
-    return [Outputs(torch.randn(3, 5).double(), torch.randn(3, 7, 4).double()) for _ in range(2)]
+    drawn = [(torch.randn(3, 5).double(), torch.randn(3, 7, 4).double()) for _ in range(2)]
+    return [Outputs(tokens, {}, {"logits": logits}, Classification()) for logits, tokens in drawn]
 
 
 def test_terms_equal_their_definitions(outputs):
@@ -78,10 +81,10 @@ def test_the_label_term_is_the_cross_entropy_and_nothing_without_a_label():
 
 def test_a_teacher_with_other_tokens_is_compared_by_its_classes(outputs):
     student, teacher = outputs
-    other = Outputs(teacher.logits, torch.randn(3, 9, 6).double())
+    other = replace(teacher, tokens=torch.randn(3, 9, 6).double())
     assert set(distances(student, other, 1)) == {"kl"}
-    with pytest.raises(ValueError, match="neither classes nor the shape of their tokens in common"):
-        distances(student, Outputs(None, other.tokens), 1)
+    with pytest.raises(ValueError, match="neither a head nor the shape of their tokens in common"):
+        distances(student, Outputs(other.tokens), 1)
 
 
 def test_what_still_equals_the_teacher_is_frozen(vit):
@@ -114,6 +117,57 @@ def test_mixup_is_a_convex_mixture_and_repeatable():
     assert not torch.equal(first, batch)
     torch.testing.assert_close(first.mean(dim=0), batch.mean(dim=0))  # every image is used in the same shares
     assert mixup(batch, 0.0, torch.Generator()) is batch
+
+
+def test_images_without_a_label_count_for_agreement_and_not_for_top1(vit):
+    cut = skipat_surgery.apply(copy.deepcopy(vit), [2, 3])
+    pixels, labels = (
+        torch.randn(8, 3, 32, 32, dtype=torch.float64),
+        torch.tensor([0, NO_LABEL, 1, 2, NO_LABEL, 3, 4, 0]),
+    )
+    known = labels != NO_LABEL
+    evaluate = Evaluator(vit, labelled=True)
+    found, only = evaluate(cut, [(pixels, labels)]), evaluate(cut, [(pixels[known], labels[known])])
+    assert (found["images"], found["labelled"]) == (8, 6)
+    for name in ("top1", "teacher_top1"):
+        assert found[name] == only[name]
+    without = Evaluator(vit)(cut, [pixels])
+    for name in ("agreement", "kl", "patch_cosine"):
+        assert found[name] == pytest.approx(without[name])
+    as_list = [None if label == NO_LABEL else label for label in labels.tolist()]
+    assert evaluate(cut, [(pixels, as_list)]) == found
+
+
+def test_all_labels_missing_means_no_labels(vit):
+    cut = skipat_surgery.apply(copy.deepcopy(vit), [2, 3])
+    pixels = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    found = Evaluator(vit, labelled=True)(cut, [(pixels, torch.full((4,), NO_LABEL))])
+    assert found == {**Evaluator(vit)(cut, [pixels]), "labelled": 0}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            torch.tensor([1, 2, 4]),
+            r"labels run from 1 to 4, and the model's classes from 0 to 3, with -1 where there is no",
+        ),
+        (torch.tensor([0, -100, 1]), "labels run from -100 to 1"),
+        (torch.tensor([0, 1]), r"one integer for each of 3 images, got torch.int64 \(2,\)"),
+        (torch.zeros(3), r"one integer for each of 3 images, got torch.float32 \(3,\)"),
+        (torch.zeros(3, 4, dtype=torch.long), r"one integer for each of 3 images, got torch.int64 \(3, 4\)"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        class_ids(labels, torch.randn(3, 4))
+    with pytest.raises(ValueError, match=message):
+        label_loss(torch.randn(3, 4), labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.bool], ids=str)
+def test_labels_are_integers_of_any_dtype(dtype):
+    assert torch.equal(class_ids(torch.tensor([1, 0, 1], dtype=dtype), torch.randn(3, 4)), torch.tensor([1, 0, 1]))
 
 
 def test_evaluation_equals_plain_counting(vit):
@@ -153,7 +207,7 @@ def test_distill_equals_a_loop_of_its_pieces(vit):
     losses = []
     for images in batches:
         mine, theirs = (outputs_of(m, Tower.of(m), images, range(2, 5)) for m in (by_hand, vit))
-        terms = distances(mine, Outputs(*(_detached(value) for value in vars(theirs).values())), 1)
+        terms = distances(mine, replace(theirs, **{name: _detached(value) for name, value in vars(theirs).items()}), 1)
         loss = distillation_loss(terms, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
@@ -196,7 +250,9 @@ def test_each_step_inside_autocast_runs_on_the_weights_of_the_one_before(vit, tr
 
 
 def _detached(value):
-    return {k: v.detach() for k, v in value.items()} if isinstance(value, dict) else value.detach()
+    if isinstance(value, dict):
+        return {k: v.detach() for k, v in value.items()}
+    return value.detach() if isinstance(value, torch.Tensor) else value
 
 
 def test_distill_learns_from_labels_where_they_are_to_count(vit):

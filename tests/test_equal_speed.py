@@ -24,7 +24,7 @@ class Small:
     quality = "cosine"
     measured = 0
 
-    def __init__(self, count: int, side: int) -> None:
+    def __init__(self, count: int, side: int, device: str = "cpu") -> None:
         torch.manual_seed(0)
         shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 5, "num_heads": 4, "num_classes": 7}
         self.teacher: nn.Module = timm.create_model("vit_tiny_patch16_224", **shape).eval()
@@ -57,6 +57,18 @@ def test_it_measures_what_rows_say_and_goes_on_where_it_was(monkeypatch, tmp_pat
     assert (tmp_path / "equal_speed.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match=r"--output_dir holds rows of .*'solve_images': 64"):
         equal_speed.main([*options, "--solve_images", "32"])
+
+
+def test_a_row_that_says_so_is_refitted_too(monkeypatch):
+    asked = []
+    monkeypatch.setattr(equal_speed.skipat_surgery, "refit", lambda *args: asked.append(args))
+    subject = Small(4, 32)
+    plain, refitted = map(equal_speed.Row.of, ("cut 2-3 of Z", "cut 2-3 of Z refitted"))
+    assert equal_speed.Row.of("cut 2-3 of Z refitted merge 1") == equal_speed.Row(refitted.phi, 1, True)
+    plain.make(subject.teacher, subject.fitting(64))
+    assert not asked
+    model = refitted.make(subject.teacher, batches := subject.fitting(64))
+    assert [*map(id, asked[0])] == [id(model), id(subject.teacher), id(batches)]
 
 
 def test_names_of_rows():

@@ -18,6 +18,7 @@ from torch import nn
 
 import skipat_surgery
 from skipat_surgery import PhiConfig, UnsupportedModelError
+from skipat_surgery.tower import Tower
 
 
 def refuse(model: nn.Module, match: str, error: type[Exception] = ValueError, **kwargs) -> None:
@@ -54,6 +55,25 @@ def test_bad_skip(vit, skip, error, match):
     refuse(vit, match, error, skip=skip)
 
 
+@pytest.mark.parametrize("name", ["EomtForUniversalSegmentation", "VideomtForUniversalSegmentation"])
+def test_blocks_that_see_queries_cannot_be_skipped(name):
+    model = case_named(name).model()
+    assert Tower.of(model).skippable == (1, 2, 3, 4, 5)
+    refuse(
+        model,
+        rf"skip names \[6\], but queries join the patches before the last 2 of the 8 blocks of {name}.*1 to 5",
+        skip=[2, 6],
+    )
+    refuse(model, r"skip names \[8\], but .* has 8 blocks; allowed are 1 to 5", skip=[5, 8])
+
+
+def test_packed_patches_are_refused():
+    cut = cut_of(case_named("RadioModel").model())
+    patches = torch.randn(8, 3 * 8 * 8, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"packed \(image_grid_hw\) have no one grid; give it images"):
+        cut(patches, image_grid_hw=torch.tensor([[2, 2], [1, 4]]))
+
+
 def test_bad_phi(vit):
     refuse(vit, r"phi must be a PhiConfig, got 0.5", TypeError, phi=0.5)
     refuse(
@@ -67,14 +87,23 @@ def test_bad_phi(vit):
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({"expansion": 0.1}, r"at least 0.125 and finite, got 0.1"),
-        ({"expansion": float("inf")}, r"at least 0.125 and finite, got inf"),
+        ({"expansion": 0.1}, r"from 0.125 to 64, got 0.1"),
+        ({"expansion": float("inf")}, r"from 0.125 to 64, got inf"),
         ({"expansion": "2"}, r"expansion must be a number, got '2'"),
-        ({"kernel_size": 4}, r"odd and positive \(1, 3, 5, …\), got 4"),
-        ({"kernel_size": -1}, r"odd and positive"),
-        ({"kernel_size": 3.0}, r"kernel_size must be an integer, got 3.0"),
+        ({"kernel_size": 4}, r"odd, from 1 to 1023, got 4"),
+        ({"kernel_size": -1}, r"odd, from 1 to 1023, got -1"),
+        ({"kernel_size": 3.0}, r"kernel_size must be an integer, or for videos three, got 3.0"),
+        (
+            {"kernel_size": (3, 3)},
+            r"kernel_size must be an integer, or for videos \(time, height, width\), got \(3, 3\)",
+        ),
+        ({"kernel_size": (3, 4, 5)}, r"odd, from 1 to 1023, got \(3, 4, 5\)"),
+        ({"kernel_size": (3, 3.0, 5)}, r"kernel_size must be an integer, or for videos three, got \(3, 3.0, 5\)"),
         ({"prefix": "drop"}, r"prefix must be one of \('attend', 'mix', 'pass'\), got 'drop'"),
-        ({"pool": 1}, r"pool must be 0, or a side from 2 up, got 1"),
+        ({"expansion": 10**20}, r"from 0.125 to 64, got 1"),
+        ({"kernel_size": 10**20 + 1}, r"odd, from 1 to 1023, got 1"),
+        ({"pool": 10**20}, r"a side from 2 to 1023, got 1"),
+        ({"pool": 1}, r"pool must be 0, or a side from 2 to 1023, got 1"),
         ({"queries": "all"}, r"queries must be one of \('clusters', 'patches'\), got 'all'"),
         ({"queries": "patches", "pool": 0}, r"queries='patches' is about clusters: give pool as well"),
         ({"channel_attention": 1}, r"channel_attention must be True or False, got 1"),
@@ -83,6 +112,20 @@ def test_bad_phi(vit):
 def test_bad_phi_config(given, match):
     with pytest.raises(ValueError, match=match):
         PhiConfig(**given)
+
+
+def test_blocks_that_queries_join_cannot_be_skipped():
+    model = transformers.EomtForUniversalSegmentation(transformers.EomtConfig(**SHAPE, num_blocks=2))
+    refuse(model, r"skip names \[4, 5\], but queries join the patches before the last 2 of the 6", skip=range(3, 6))
+
+
+def test_a_kernel_for_videos_on_a_model_of_images(vit, timm_vit):
+    for model in (vit, timm_vit):
+        refuse(
+            model,
+            r"kernel_size \(3, 5, 5\) is for a grid of time, height and width, .* height and width: give one odd",
+            skip={2: PhiConfig(), 3: PhiConfig(kernel_size=(3, 5, 5))},
+        )
 
 
 def test_already_cut(vit):
@@ -108,8 +151,9 @@ def test_nothing_to_report(vit):
         lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(**TEXT)),
         lambda: transformers.SiglipTextModel(transformers.SiglipTextConfig(**TEXT)),
         lambda: timm.create_model("resnet10t"),
+        lambda: timm.create_model("fasternet_t0"),
     ],
-    ids=["Linear", "Bert", "CLIP text", "SigLIP text", "ResNet"],
+    ids=["Linear", "Bert", "CLIP text", "SigLIP text", "ResNet", "FasterNet"],
 )
 def test_unsupported_models_get_the_list_of_supported_ones(build):
     model = build()
@@ -128,39 +172,55 @@ def small_timm(name: str, **kwargs):
     return lambda: timm.create_model(name, **kwargs)
 
 
-VIDEO = {"num_frames": 2, "tubelet_size": 1}
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
 SWIN = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1]}
 REFUSED = {
     "ViTMAE": (small("ViTMAEModel", "ViTMAEConfig"), "shuffles and drops patches.*as a ViTModel"),
-    "Pixtral": (small("PixtralVisionModel", "PixtralVisionConfig"), "packs the patches of all images"),
-    "SigLIP 2": (small("Siglip2VisionModel", "Siglip2VisionConfig", num_patches=16), "pads each image.*use SigLIP"),
-    "EoMT": (
-        lambda: transformers.EomtForUniversalSegmentation(transformers.EomtConfig(**SHAPE, num_blocks=1)),
-        "prepend queries.*cut the DINOv2",
+    "Kosmos-2.5": (
+        lambda: transformers.Kosmos2_5Model(
+            transformers.Kosmos2_5Config(
+                vision_config={**SHAPE, "head_dim": 8, "patch_embed_hidden_size": 192},
+                text_config={"embed_dim": 32, "layers": 2, "ffn_dim": 48, "attention_heads": 4, "vocab_size": 50},
+            )
+        ),
+        "reads the padding behind the patches of each image.*use a plain ViT",
     ),
-    "VideoMAE": (small("VideoMAEModel", "VideoMAEConfig", **VIDEO), "3-D grid.*per frame"),
-    "ViViT": (small("VivitModel", "VivitConfig", num_frames=2, tubelet_size=[1, 8, 8]), "3-D grid.*per frame"),
-    "Swin": (lambda: transformers.SwinModel(transformers.SwinConfig(**SWIN)), "change the token grid.*use a plain ViT"),
+    "VideoMAE, pre-training": (
+        small("VideoMAEForPreTraining", "VideoMAEConfig", num_frames=2, tubelet_size=1),
+        "VideoMAEForPreTraining cannot be cut: it drops the patches.*as a VideoMAEModel",
+    ),
+    "TimeSformer": (small("TimesformerModel", "TimesformerConfig", num_frames=2), "attend twice.*VideoMAE, ViViT"),
     "Hiera": (
         lambda: transformers.HieraModel(transformers.HieraConfig(embed_dim=8, depths=[1, 1, 1, 1])),
-        "change the token grid",
+        "in the order of the units within which they attend.*use a plain ViT.*or a Swin",
     ),
-    "SAM": (small("SamVisionModel", "SamVisionConfig", output_channels=8), "attend within windows"),
+    "Swin 2 for super-resolution": (
+        lambda: transformers.Swin2SRModel(transformers.Swin2SRConfig(**SWIN)),
+        "each of its stages ends in a convolution.*use a plain ViT",
+    ),
     "DPT, hybrid": (
         small("DPTModel", "DPTConfig", is_hybrid=True, backbone_featmap_shape=[1, 1024, 2, 2], image_size=32),
         "convolutional backbone.*is_hybrid=False",
     ),
-    "CaiT": (small_timm("cait_xxs24_224"), "mixes heads.*use a plain VisionTransformer"),
     "XCiT": (small_timm("xcit_nano_12_p16_224"), "attends over channels"),
-    "NaFlex": (small_timm("naflexvit_base_patch16_gap", embed_dim=32, depth=2, num_heads=2), "pads each image"),
-    "timm's Swin": (small_timm("swin_tiny_patch4_window7_224", embed_dim=8, depths=(1, 1)), "change the token grid"),
-    "timm's Hiera": (small_timm("hiera_tiny_224"), "change the token grid"),
-    "timm's SAM": (small_timm("samvit_base_patch16", embed_dim=32, depth=2, num_heads=2), "attend within windows"),
+    "timm's Hiera": (
+        small_timm("hiera_tiny_224"),
+        "units within which they attend.*use a plain VisionTransformer.*or a Swin",
+    ),
+    "DaViT": (small_timm("davit_tiny"), "every second of its attentions is over channels.*or a Swin"),
+    "timm's layers one by one": (
+        small_timm("swin_tiny_patch4_window7_224", features_only=True),
+        'or of a Swin, one by one.*feature_cls="getter"',
+    ),
     "parallel blocks": (
         small_timm("vit_tiny_patch16_224", block_fn=timm.models.vision_transformer.ParallelScalingBlock),
         r"blocks of this VisionTransformer are \['ParallelScalingBlock'\].*all are Block or ResPostBlock",
     ),
     "patch dropout": (small_timm("vit_tiny_patch16_224", patch_drop_rate=0.5), r"removes tokens.*patch_drop_rate=0"),
+    "patch dropout, NaFlex": (
+        small_timm("naflexvit_base_patch16_gap", embed_dim=32, depth=2, num_heads=2, patch_drop_rate=0.5),
+        r"removes tokens.*patch_drop_rate=0",
+    ),
     "patch dropout, EVA": (
         small_timm("eva02_tiny_patch14_224", depth=2, patch_drop_rate=0.5),
         r"removes tokens.*patch_drop_rate=0",
@@ -178,7 +238,7 @@ def test_two_towers(vit):
     pair = nn.ModuleDict({"left": vit, "right": copy.deepcopy(vit)})
     refuse(
         pair,
-        r"holds several vision transformers: left.vit .*model.get_submodule\('left.vit'\)",
+        r"holds several vision transformers: left.vit .*tower='left.vit'",
         UnsupportedModelError,
     )
 
@@ -255,6 +315,27 @@ def test_hooks_of_the_users_own_still_fire(vit):
     skipat_surgery.restore(vit)
     for handle in handles:
         handle.remove()
+
+
+@pytest.mark.parametrize("name", ["timm gemma4"])
+def test_patches_with_coordinates_of_their_own_are_refused(name):
+    """timm's loaders for images of several sizes give these."""
+    case = case_named(name)
+    if case.is_too_new:
+        pytest.skip(f"this model is there since {case.since}")
+    stock = case.model()
+    cut = cut_of(stock, [2, 3])
+    coordinates = torch.cartesian_prod(torch.arange(2), torch.arange(3)).expand(2, -1, -1)
+    patches = {
+        "patches": torch.rand(2, 6, 8 * 8 * 3, dtype=torch.float64),
+        "patch_coord": coordinates,
+        "patch_valid": torch.ones(2, 6, dtype=torch.bool),
+    }
+    stock(patches)
+    with pytest.raises(
+        ValueError, match=r"this model was cut, and Φ needs one grid.*images of one size, \(B, C, H, W\)"
+    ):
+        cut(patches)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from models import cut_of
 import skipat_surgery
 
 PACKAGE = Path(skipat_surgery.__file__).parent
-ROOMS = {"core": 0, "": 1, "convert": 2, "measure": 2, "analysis": 3, "commands": 4}
+ROOMS = {"core": 0, "tasks": 0, "": 1, "convert": 2, "measure": 2, "analysis": 3, "commands": 4}
 NAMES = [info.name for info in pkgutil.walk_packages([str(PACKAGE)], "skipat_surgery.") if not info.ispkg]
 
 

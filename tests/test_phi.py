@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from skipat_surgery import Phi, PhiConfig
 from skipat_surgery.core.clusters import Clustered
-from skipat_surgery.core.depthwise import DepthwiseConv2d
+from skipat_surgery.core.depthwise import DepthwiseConv2d, depthwise
 from skipat_surgery.measure.memory import peak_memory
 
 CONFIGS = [
@@ -24,11 +25,12 @@ CONFIGS = [
     PhiConfig(expansion=3, channel_attention=True),
     PhiConfig(queries="patches"),
 ]
+VIDEO_CONFIGS = [PhiConfig(kernel_size=(1, 3, 5)), PhiConfig(kernel_size=[5, 1, 3], prefix="mix", pool=0)]
 
 
-def random_phi(config: PhiConfig, prefix: int = 1) -> Phi:
+def random_phi(config: PhiConfig, prefix: int = 1, axes: int = 2) -> Phi:
     torch.manual_seed(0)
-    phi = Phi(16, prefix, config).double()
+    phi = Phi(16, prefix, config, axes=axes).double()
     with torch.no_grad():
         for parameter in phi.parameters():
             parameter.copy_(0.5 * torch.randn_like(parameter))
@@ -36,12 +38,14 @@ def random_phi(config: PhiConfig, prefix: int = 1) -> Phi:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", CONFIGS + VIDEO_CONFIGS)
 @pytest.mark.parametrize("prefix", [0, 1, 5])
-@pytest.mark.parametrize("grid", [(4, 4), (2, 8), (8, 2), (1, 5)], ids=str)
+@pytest.mark.parametrize("grid", [(4, 4), (2, 8), (8, 2), (1, 5), (3, 2, 5), (4, 4, 1), (1, 2, 3)], ids=str)
 def test_equals_the_plain_reference(config, prefix, grid):
-    phi = random_phi(config, prefix)
-    z = torch.randn(3, prefix + grid[0] * grid[1], 16, dtype=torch.float64)
+    if config in VIDEO_CONFIGS and len(grid) == 2:
+        pytest.skip("a kernel for videos")
+    phi = random_phi(config, prefix, len(grid))
+    z = torch.randn(3, prefix + math.prod(grid), 16, dtype=torch.float64)
     x = torch.randn_like(z)
     seed = reference.seeds(x[:, prefix:], grid, config.pool) if config.pool else None
     expected = reference.phi(dict(phi.named_parameters()), z, prefix, grid, x, seed)
@@ -76,15 +80,17 @@ def test_the_papers_phi_has_the_papers_parameters():
 @torch.no_grad()
 @pytest.mark.parametrize("eca", [True, False])
 @pytest.mark.parametrize("expansion", [1.0, 2.0])
-def test_an_affine_map_is_written_exactly(expansion, eca):
+@pytest.mark.parametrize("grid", [(4, 6), (2, 4, 3)], ids=str)
+def test_an_affine_map_is_written_exactly(expansion, eca, grid):
     torch.manual_seed(0)
-    phi = Phi(32, 0, PhiConfig(expansion=expansion, channel_attention=eca, pool=0, reads_x=False)).double()
+    config = PhiConfig(expansion=expansion, channel_attention=eca, pool=0, reads_x=False)
+    phi = Phi(32, 0, config, axes=len(grid)).double()
     weight, bias = torch.randn(32, 32, dtype=torch.float64), torch.randn(32, dtype=torch.float64)
     encode = 0.5 * torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64))[0]
     phi.set_patch_map(encode, weight @ encode.inverse(), bias)
     z = torch.randn(64, 4 * 6, 32, dtype=torch.float64)
     expected = z @ weight.T + bias
-    error = (phi(z, (4, 6)) - expected).square().mean() / expected.var()
+    error = (phi(z, grid) - expected).square().mean() / expected.var()
     assert error < 1e-4  # what GELU leaves of the identity at 4 ± 0.5
 
 
@@ -98,6 +104,8 @@ def test_a_wrong_grid_is_refused():
     phi = Phi(8, 1, PhiConfig())
     with pytest.raises(ValueError, match=r"given 17 tokens, but 1 prefix tokens and a 4×5 patch grid make 21"):
         phi(torch.randn(1, 17, 8), (4, 5))
+    with pytest.raises(ValueError, match=r"and a 2×3×4 patch grid make 25"):
+        Phi(8, 1, PhiConfig(), axes=3)(torch.randn(1, 17, 8), (2, 3, 4))
 
 
 def test_in_training_the_papers_phi_keeps_no_more_than_the_msa_that_it_replaces():
@@ -115,17 +123,16 @@ def test_in_training_the_papers_phi_keeps_no_more_than_the_msa_that_it_replaces(
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("kernel_size", [3, 5, 7])
-def test_bf16_gradients_of_the_depthwise_convolution(kernel_size, autocast):
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (7, 7), (3, 3, 3), (1, 5, 3)], ids=str)
+def test_bf16_gradients_of_the_depthwise_convolution(kernel, autocast):
     """As close to float64's as rounding allows."""
     torch.manual_seed(0)
-    mine, reference = (
-        DepthwiseConv2d(24, kernel_size),
-        nn.Conv2d(24, 24, kernel_size, padding=kernel_size // 2, groups=24),
-    )
+    stock = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
+    middle = tuple(side // 2 for side in kernel)
+    mine, reference = depthwise(24, kernel), stock(24, 24, kernel, padding=middle, groups=24)
     mine.to(torch.float32 if autocast else torch.bfloat16)
     reference.double().load_state_dict(mine.state_dict())
-    x = torch.randn(3, 24, 7, 9).bfloat16()
+    x = torch.randn(3, 24, *(4, 7, 9)[-len(kernel) :]).bfloat16()
     inputs, expected_inputs = x.clone().requires_grad_(), x.double().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = mine(inputs)

@@ -8,11 +8,13 @@ import peft
 import pytest
 import timm
 import torch
+import transformers
 from cases import case_named
 from models import equations
 from timm.layers import AttentionRope
 from torch import nn
 from torch.nn import functional as F
+from transformers.models.internvl.modeling_internvl import InternVLVisionAttention
 
 import skipat_surgery
 from skipat_surgery import PhiConfig
@@ -20,6 +22,7 @@ from skipat_surgery.core import prefix_attention
 from skipat_surgery.core.prefix_attention import attend
 from skipat_surgery.core.projections import Special
 from skipat_surgery.core.timm_projections import timm_projections
+from skipat_surgery.core.transformers_projections import transformers_projections
 
 EXACT = {"atol": 1e-10, "rtol": 1e-10}
 
@@ -129,6 +132,20 @@ def test_rows_equal_the_hosts(kwargs, rope, special):
     embedding = torch.randn(12, 16, dtype=torch.float64) if rope else None
     rows = attend(timm_projections(msa, h, rope=embedding), h, special, training=False)
     torch.testing.assert_close(rows, msa(h, rope=embedding)[:, : special.prefix], **EXACT)
+
+
+@torch.no_grad()
+def test_queries_and_keys_may_be_normed_over_all_heads_at_once():
+    """As InternVL's, whose norm computes in float32: the same numbers go into both."""
+    torch.manual_seed(0)
+    config = transformers.InternVLVisionConfig(hidden_size=32, num_attention_heads=4, use_qk_norm=True)
+    config._attn_implementation = "sdpa"
+    msa = InternVLVisionAttention(config).double().eval()
+    for norm in (msa.q_norm, msa.k_norm):
+        nn.init.normal_(norm.weight)
+    h = torch.randn(2, 13, 32, dtype=torch.float64)
+    rows = attend(transformers_projections(msa, h), h, Special(1, 0), training=False)
+    torch.testing.assert_close(rows, msa(h)[0][:, :1], **EXACT)
 
 
 def test_what_cannot_be_taken_apart_is_refused():

@@ -1,4 +1,4 @@
-"""The ways to load a model that the README shows, each run in a new process."""
+"""The page people see first: its length, its links, its figures, and the ways to load a model that it shows."""
 
 from __future__ import annotations
 
@@ -6,18 +6,49 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from cases import case_named
 from models import cut_of
+from pages import README, ROOT, blocks
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README.split("## Save and load")[1].split("\n## ")[0], flags=re.DOTALL)
+TEXT = README.read_text()
+WAYS = [block for block in blocks(README, "python") if "skipat_surgery.apply" not in block]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["with the library", "without", "timm"])
+def test_it_can_be_read_in_one_go():
+    assert len(TEXT.splitlines()) <= 200
+
+
+def test_it_needs_nothing_that_a_clone_lacks():
+    assert "../" not in TEXT
+
+
+def test_its_links_lead_somewhere():
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
+    assert links
+    for link in filter(None, links):
+        assert (ROOT / link).exists(), link
+
+
+def test_every_row_of_its_table_is_in_the_results():
+    rows = TEXT.split("## What a cut keeps")[1].split("\n## ")[0].replace("**", "")
+    measured = [
+        [cell.strip() for cell in row.split("|")[2:-1]] for row in re.findall(r"^\|.*×.*\|$", rows, re.MULTILINE)
+    ]
+    assert 0 < len(measured) <= 8
+    results = (ROOT / "docs/results.md").read_text().splitlines()
+    for name, speed, kept in measured:
+        assert any(line.startswith(f"| {name} | {speed} |") and f"| {kept} |" in line for line in results), name
+
+
+def test_the_ways_to_load_are_those_of_the_docs():
+    assert len(WAYS) == 3
+    assert WAYS == blocks(ROOT / "docs/checkpoints.md", "python")[:3]
+
+
+@pytest.mark.parametrize("block", WAYS, ids=["with the library", "without", "timm"])
 def test_a_way_to_load(block, tmp_path):
     is_timm = "timm.create_model" in block
     case = case_named("timm vit" if is_timm else "ViTForImageClassification")
@@ -40,7 +71,3 @@ assert torch.equal(getattr(found, "logits", found), expected)
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, stdin=subprocess.DEVNULL)
-
-
-def test_all_three_ways_are_there():
-    assert len(BLOCKS) == 3

@@ -59,7 +59,7 @@ def test_the_first_block_equals_a_plain_ridge_regression(name, fc2, scale, batch
     change = torch.linalg.solve(damped, centred.T @ spread / len(h)).T
     errors = itertools.count()
     monkeypatch.setattr(module._Block, "error", lambda self: -next(errors))  # every map is taken to gain
-    skipat_surgery.refit(student, teacher, batches, progress=False)
+    skipat_surgery.refit(student, teacher, batches, ridge=1e-2, progress=False)
     before, found = start.get_submodule(fc2), student.get_submodule(fc2)
     torch.testing.assert_close(found.weight, before.weight + change, atol=1e-8, rtol=1e-6)
     torch.testing.assert_close(found.bias, before.bias + y.mean(dim=0) - change @ h.mean(dim=0), atol=1e-8, rtol=1e-6)
@@ -90,6 +90,22 @@ def test_it_gains_and_changes_nothing_but_those_maps(batches):
     assert "error over variance of X on 40 others" in str(result)
 
 
+def test_each_map_takes_the_ridge_that_is_best_on_held_out_images(batches):
+    student, teacher = solved("ViTForImageClassification", batches)
+    with torch.no_grad():  # something to gain
+        weight = student.vit.layers[2].mlp.fc2.weight
+        weight += weight.std() * torch.randn(weight.shape, dtype=weight.dtype)
+    alone = {}
+    for ridge in (1e-4, 1e-2, 1.0):
+        copied = copy.deepcopy(student)
+        alone[ridge] = skipat_surgery.refit(copied, teacher, batches, ridge=ridge, progress=False).after[2], copied
+    assert len({error for error, _ in alone.values()}) > 1
+    best, expected = min(alone.values(), key=lambda pair: pair[0])
+    result = skipat_surgery.refit(student, teacher, batches, ridge=list(alone), progress=False)
+    assert result.after[2] == best
+    assert torch.equal(student.vit.layers[2].mlp.fc2.weight, expected.vit.layers[2].mlp.fc2.weight)
+
+
 def test_a_map_that_gains_nothing_keeps_its_weights(batches, monkeypatch):
     student, teacher = solved("ViTForImageClassification", batches)
     monkeypatch.setattr(module.Moments, "ridge_regression", lambda self, *args, **kwargs: torch.ones_like(self.xy.T))
@@ -114,3 +130,16 @@ def test_bad_input(batches):
         skipat_surgery.refit(student, teacher, batches[:1])
     with pytest.raises(ValueError, match="not cut"):
         skipat_surgery.refit(teacher, teacher, batches)
+    for ridge in (-1.0, ()):
+        with pytest.raises(ValueError, match="ridge must be a number from 0 on"):
+            skipat_surgery.refit(student, teacher, batches, ridge=ridge)
+
+
+def test_it_ends_before_the_blocks_that_see_queries():
+    model = case_named("EomtForUniversalSegmentation").model()
+    images = torch.randn(64, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).split(8)
+    student = skipat_surgery.apply(copy.deepcopy(model), [2, 3])
+    skipat_surgery.solve(student, model, images, progress=False)
+    result = skipat_surgery.refit(student, model, images, progress=False)
+    assert sorted(result.after) == [2, 3, 4, 5]  # of 8
+    assert all(result.after[index] <= result.before[index] for index in result.after)

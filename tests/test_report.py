@@ -20,7 +20,8 @@ def test_figures_are_those_of_the_formulas(vit):
     )
     tokens, patches, d, mlp = 17, 16, 32, 48
     attended = 4 * tokens * d * d + 2 * tokens * tokens * d + 2 * tokens * d * mlp
-    mixed = 2 * tokens * d * 16 + 9 * patches * 16 + 2 * d * d + 2 * tokens * d * mlp  # the Linears take every token
+    # The Linear before GELU takes every token, the one after it the patches.
+    mixed = (tokens + patches) * d * 16 + 9 * patches * 16 + 2 * d * d + 2 * tokens * d * mlp
     paper = (tokens + patches) * d * 64 + 25 * patches * 64 + 3 * d + 2 * tokens * d * mlp
     assert [b.macs_before for b in report.blocks] == [attended] * 6
     assert [b.macs_after for b in report.blocks] == [attended, attended, mixed, paper, attended, attended]
@@ -38,7 +39,7 @@ def test_figures_are_those_of_the_formulas(vit):
 def test_prefix_tokens_that_attend_are_counted(vit):
     report = skipat_surgery.report(skipat_surgery.apply(vit, [2], PhiConfig(expansion=0.5, pool=0, reads_x=False)))
     tokens, patches, heads, d, mlp = 17, 16, vit.config.num_attention_heads, 32, 48
-    phi = 2 * tokens * d * 16 + 9 * patches * 16
+    phi = (tokens + patches) * d * 16 + 9 * patches * 16
     absorbed = 2 * heads * tokens * d + 4 * d * d  # scores and what is read; q, k, v and o of one token
     assert report.blocks[2].macs_after == phi + absorbed + 2 * tokens * d * mlp
     kept = report.blocks[2].parameters_after - report.blocks[2].parameters_before
@@ -48,7 +49,7 @@ def test_prefix_tokens_that_attend_are_counted(vit):
 def test_the_msa_of_clusters_is_counted(vit):
     report = skipat_surgery.report(skipat_surgery.apply(vit, [2], PhiConfig(expansion=0.5, prefix="pass")))
     tokens, patches, clusters, d, mlp = 17, 16, 4, 32, 48
-    phi = (tokens + tokens + clusters + tokens) * d * 16 + 9 * patches * 16  # of Z, LN(X) and its clusters, and back
+    phi = (tokens + tokens + clusters + patches) * d * 16 + 9 * patches * 16  # of Z, LN(X) and its clusters, and back
     msa = (2 * clusters + 2 * (clusters + 1)) * d * d + 2 * clusters * (clusters + 1) * d
     alike = tokens * clusters * d  # each token with each seed
     assert report.blocks[2].macs_after == phi + msa + alike + 2 * tokens * d * mlp

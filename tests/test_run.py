@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from skipat_surgery.commands import loading, results, run_state
+from skipat_surgery.commands.digits import load_digits
 from skipat_surgery.commands.measuring import Measuring
 from skipat_surgery.commands.output import LOCK
 from skipat_surgery.convert.evaluation import score
@@ -221,6 +222,61 @@ def test_one_seed_gives_one_model_and_another_seed_another(solve_images, teacher
     assert "vit.layers.2.phi.expand.weight" in changed
 
 
+def test_classes_in_another_order_are_found_by_their_names(teacher, tmp_path):
+    host = loading.load(str(teacher))
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(0)).tolist()
+    for weight in host.model.classifier.parameters():
+        weight.data = weight.data[order].clone()
+    host.model.config.id2label = {number: str(name) for number, name in enumerate(order)}
+    host.save(host.model, tmp_path / "permuted")
+    found = []
+    for number, model in enumerate((teacher, tmp_path / "permuted")):
+        run = recipe(model, tmp_path / str(number))
+        assert ("in another order, found by their names" in run.data.summary) == bool(number)
+        figures, _ = run.measuring.on_all(run.original)
+        found.append((figures["top1"], figures["teacher_top1"], figures["labelled"]))
+    assert found[0] == found[1]
+    assert found[0][0] > 0.2  # twice what chance gives
+    with pytest.raises(ValueError, match="the teacher's classes are not the model's, or in another order"):
+        recipe(teacher, tmp_path / "other", teacher=str(tmp_path / "permuted"))
+
+
+@pytest.mark.usefixtures("without_reloading")
+def test_images_without_a_label(teacher, tmp_path, monkeypatch):
+    """The sample that the best model is found by holds none with a label, and all images hold some."""
+    digits = load_digits()
+    sample = torch.randperm(450, generator=torch.Generator().manual_seed(0))[:20].tolist()
+
+    def without(row, index):
+        return {"label": -1 if index in sample or index % 2 else row["label"]}
+
+    digits["test"] = digits["test"].map(without, with_indices=True)
+    monkeypatch.setattr("skipat_surgery.commands.digits.load_digits", lambda: digits)
+    run = recipe(teacher, tmp_path / "run", eval_images=20)
+    run.run()
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    labels = torch.tensor(digits["test"]["label"][:])
+    student, original = loading.load(str(tmp_path / "run" / "last")), loading.load(str(teacher))
+    with torch.no_grad():
+        pixels = student.preprocess([image.convert("RGB") for image in digits["test"]["image"]])
+        mine, theirs = (host.model(pixels).logits.argmax(dim=-1) for host in (student, original))
+    row, known = found["rows"]["distilled"], labels >= 0
+    assert (row["images"], row["labelled"]) == (450, int(known.sum()))
+    assert row["agreement"] == pytest.approx((mine == theirs).float().mean().item(), abs=1e-6)
+    assert row["top1"] == pytest.approx((mine == labels)[known].float().mean().item(), abs=1e-6)
+    assert "top1" not in found["history"][1]
+    assert (
+        f"Measured on 450 images, top-1 on {int(known.sum())} of them"
+        in (tmp_path / "run" / "last" / "README.md").read_text()
+    )
+
+
+@pytest.fixture
+def without_reloading(monkeypatch):
+    """A reload is a new process, which takes seconds and is not what is tested here."""
+    monkeypatch.setattr("skipat_surgery.commands.distill.difference_after_reload", lambda *args: 0.0)
+
+
 def test_a_second_run_is_refused_while_the_first_lives(teacher, tmp_path):
     first = recipe(teacher, tmp_path / "run")
     for resume in (False, True):
@@ -276,3 +332,16 @@ def test_a_folder_is_there_wherever_its_replacement_was_stopped(tmp_path):
     run_state.replace_folder(final, lambda folder: (folder.mkdir(), (folder / "new").touch()))
     assert [path.name for path in final.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_full_disk_at_a_checkpoint_is_an_error_of_the_disk(teacher, tmp_path, monkeypatch):
+    """torch.save tells of one by a RuntimeError, which would pass for a fault of ours."""
+
+    def full(folder: str) -> None:
+        raise RuntimeError("unexpected pos 20480 vs 20368")
+
+    run = recipe(teacher, tmp_path / "run")
+    monkeypatch.setattr(run.accelerator, "save_state", full)
+    with pytest.raises(OSError, match=r"step-00000002.unfinished could not be written: unexpected pos"):
+        run_state.save(run.accelerator, run.output.checkpoints, 2)
+    assert run_state.finished(run.output.checkpoints) == []

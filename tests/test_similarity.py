@@ -125,7 +125,7 @@ def test_the_picture(vit, images, tmp_path):
         similarity.plot(tmp_path / "cka.png", skip=[2])
     cls, msa = figures[0].axes[:2]
     for axis, values in ((cls, similarity.cls_attention), (msa, similarity.msa)):
-        assert axis.get_images()[0].get_array().tolist() == values.tolist()
+        assert axis.collections[0].get_array().tolist() == values.tolist()
         marked = [label.get_text() for label in axis.get_xticklabels() if label.get_weight() == "bold"]
         assert marked == ["2"]
     assert colours(tmp_path / "cka.png") > 20

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from cases import case_named
 
 import skipat_surgery
 from skipat_surgery import PhiConfig
@@ -114,3 +115,33 @@ def test_bad_input(vit, images):
         skipat_surgery.solve(vit, vit, [images])
     with pytest.raises(ValueError, match="the teacher is cut; it must be the untouched model"):
         skipat_surgery.solve(student, student, [images])
+
+
+def test_batches_may_be_pairs_in_lists_and_empty(vit, images):
+    """A batch whose images were all corrupt is left out."""
+    found = []
+    for batches in (images.split(50), [[part, [0] * len(part)] for part in (*images.split(50), images[:0])]):
+        student = skipat_surgery.apply(copy.deepcopy(vit), [2])
+        found.append((skipat_surgery.solve(student, vit, batches), student.state_dict()))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(weight, found[1][1][name]) for name, weight in found[0][1].items())
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x[0], 0), lambda x: [list(x)]])
+def test_one_batch_is_no_list_of_batches(wrap, vit, images):
+    student = skipat_surgery.apply(copy.deepcopy(vit), [2])
+    with pytest.raises(TypeError, match=r"got images \(3, 32, 32\); what goes through them is a list of batches"):
+        skipat_surgery.solve(student, vit, wrap(images))
+
+
+def test_spectrograms_come_by_name(images):
+    model = case_named("ASTModel").model()
+    student = skipat_surgery.apply(copy.deepcopy(model), [2, 3])
+    batches = [{"input_values": part[:, 0, :, :20]} for part in images.split(32)]  # 32 times, 20 frequencies
+    fresh = [batch["input_values"] for batch in batches]
+    with torch.no_grad():
+        before = (student(fresh[0])[0] - model(fresh[0])[0]).square().mean()
+        result = skipat_surgery.solve(student, model, batches, progress=False)
+        after = (student(fresh[0])[0] - model(fresh[0])[0]).square().mean()
+    assert result.images == 128
+    assert after < before

@@ -54,6 +54,20 @@ def edit_weights(folder: Path, change) -> None:
 
 
 @torch.no_grad()
+def test_models_that_were_built_from_one_configuration(tmp_path):
+    """Cutting one leaves the other as it is, which is saved as the stock model that it is, and can be cut as well."""
+    config = transformers.ViTConfig(**SHAPE)
+    one, other = ViTForImageClassification(config), ViTForImageClassification(config)
+    skipat_surgery.apply(one, [2, 3])
+    assert type(config) is transformers.ViTConfig
+    assert not hasattr(config, "skipat")
+    assert {id(module.config) for module in one.modules() if hasattr(module, "config")} == {id(one.config)}
+    other.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "vit"
+    skipat_surgery.apply(other, [4])
+    assert (one.config.skipat["phi"].keys(), other.config.skipat["phi"].keys()) == ({"2", "3"}, {"4"})
+
+
 def test_sharded(cut, images, tmp_path):
     cut.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
@@ -174,7 +188,7 @@ def test_a_config_without_skipat_is_an_error(folder):
         AutoModelForImageClassification.from_pretrained(folder)
 
 
-def test_a_class_of_the_users_own_is_cut_but_not_saved(tmp_path, images):
+def test_a_class_of_the_users_own_is_cut_and_its_save_names_the_way(tmp_path, images):
     class Mine(transformers.PreTrainedModel):
         config_class = transformers.ViTConfig
 
@@ -190,7 +204,7 @@ def test_a_class_of_the_users_own_is_cut_but_not_saved(tmp_path, images):
     before = model(images)
     skipat_surgery.apply(model, [2, 3])
     model(images)
-    with pytest.raises(NotImplementedError, match=r"Mine is not a class that .*Save its vision tower"):
+    with pytest.raises(NotImplementedError, match=r"Mine is not a class that .*Use skipat_surgery.save"):
         model.save_pretrained(tmp_path)
     skipat_surgery.restore(model)
     assert type(model) is Mine
@@ -204,6 +218,23 @@ def test_restoring_gives_a_stock_checkpoint(cut, tmp_path):
     assert AutoConfig.from_pretrained(tmp_path).model_type == "vit"
     assert type(AutoModelForImageClassification.from_pretrained(tmp_path)) is ViTForImageClassification
     assert not list(tmp_path.glob("*.py"))
+
+
+def test_the_stock_class_refuses_until_the_model_is_restored(tmp_path):
+    stock = CASE.model()
+    asked = {"patch_embeddings": True}
+    stock.config.fusion_config = asked
+    skipat_surgery.apply(stock, [2]).save_pretrained(tmp_path / "cut")
+    with pytest.raises(ValueError, match="this model is cut by Skip-Attention"):
+        ViTForImageClassification.from_pretrained(tmp_path / "cut", attn_implementation="eager")
+    with pytest.raises(ValueError, match="this model is cut by Skip-Attention"):
+        ViTModel.from_pretrained(tmp_path / "cut")
+    skipat_surgery.restore(stock)
+    assert stock.config.fusion_config == asked
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "cut")
+    again.save_pretrained(tmp_path / "again")
+    with pytest.raises(ValueError, match="this model is cut by Skip-Attention"):
+        ViTForImageClassification.from_pretrained(tmp_path / "again")
 
 
 @torch.no_grad()

@@ -156,7 +156,7 @@ def test_a_config_whose_auto_classes_give_another_models_class(tmp_path):
     model = transformers.ShieldGemma2ForImageClassification(config).eval()
     before = [type(module) for module in model.modules()]
     skipat_surgery.apply(model, [2])
-    with pytest.raises(NotImplementedError, match="not a class that transformers builds from its config alone"):
+    with pytest.raises(NotImplementedError, match=r"from its config alone.*skipat_surgery\.save\(model, dir"):
         model.save_pretrained(tmp_path)
     skipat_surgery.restore(model)
     assert [type(module) for module in model.modules()] == before

@@ -6,9 +6,10 @@ Centred kernel alignment is averaged over minibatches with the unbiased HSIC₁,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
+from ..core.ragged import Ragged
 from ..observing import evaluating, observe, pixels_of
 from ..result import Result, titled_table
 from ..tower import Tower
@@ -91,6 +93,11 @@ class MinibatchCKA:
         """Add one minibatch: (L, n, n)."""
         self.hsic = self.hsic + hsic1(grams)
 
+    def add_each(self, layers: Iterable[Sequence[Tensor]]) -> None:
+        """Add several minibatches: of each of L features, the Gram matrix of each minibatch."""
+        for layer in zip(*layers, strict=True):
+            self.add(torch.stack(layer))
+
     def value(self) -> Tensor:
         """(L, L), in float64."""
         assert isinstance(self.hsic, Tensor)
@@ -145,7 +152,7 @@ class ClsAttention(TorchFunctionMode):
     def watching(self, tower: Tower) -> Iterator[None]:
         """Watch the attended blocks of a tower."""
         handles = []
-        for index in range(len(tower.blocks)):
+        for index in range(tower.reach):
             if index not in tower.skip:
                 slot = tower.msa_slot(index)
                 handles.append(slot.register_forward_pre_hook(lambda *_, index=index: setattr(self, "inside", index)))
@@ -184,24 +191,33 @@ def cka(model: nn.Module, batches: Iterable[Any], *, cls_attention: bool = True,
     """CKA between all blocks of a model, cut or not, in one pass (paper §3.1).
 
     Features are flattened per image, Z over tokens and channels, A^[CLS] over heads and tokens, and images are the
-    samples.
+    samples. Where images have a grid each, those of one grid are a minibatch; where fewer than 4 of a batch have one,
+    they are left out.
 
     Args:
         model: A vision transformer of a supported family.
-        batches: Image batches (B, C, H, W), ``(images, labels)`` pairs, or mappings with ``pixel_values``, of at
-            least 4 images; 64 and more are better. A smaller last batch is left out.
+        batches: Batches of images (B, C, H, W) or videos (B, T, C, H, W), ``(images, labels)`` pairs, or mappings with
+            ``pixel_values``, of at least 4 images; 64 and more are better. A smaller last batch is left out.
         cls_attention: Whether to compare A^[CLS] as well, where there is a prefix token.
         progress: Whether to show a bar.
 
     Raises:
         ValueError: There was no batch of 4 images, or the model's attention shows no A^[CLS].
 
-    Example:
-        >>> similarity = skipat_surgery.cka(model, [images])  # doctest: +SKIP
-        >>> similarity.plot("cka.png")  # doctest: +SKIP
+    Examples:
+        >>> import timm
+        >>> import torch
+        >>> import skipat_surgery
+        >>> small = dict(img_size=32, patch_size=8, embed_dim=32, depth=6, num_heads=2, num_classes=4)
+        >>> model = timm.create_model("vit_tiny_patch16_224", **small).eval()
+        >>> batches = torch.randn(64, 3, 32, 32).split(16)
+        >>> similarity = skipat_surgery.cka(model, batches, progress=False)
+        >>> similarity.msa.shape
+        torch.Size([6, 6])
+        >>> similarity.plot("cka.png")
     """
     tower = Tower.of(model)
-    blocks = range(len(tower.blocks))
+    blocks = range(tower.reach)  # those after see further tokens
     attended = [index for index in blocks if index not in tower.skip]
     watch = cls_attention and tower.family.num_prefix_tokens(tower.module) > 0
     msa, cls, images = MinibatchCKA(), MinibatchCKA(), 0
@@ -209,24 +225,65 @@ def cka(model: nn.Module, batches: Iterable[Any], *, cls_attention: bool = True,
     with evaluating(model):
         for batch in tqdm(batches, desc="CKA", unit="batch", disable=not progress):
             pixels = pixels_of(batch).to(device)
-            if len(pixels) < SMALLEST_BATCH:
+            grid = tower.ragged(pixels)
+            groups = groups_of(grid, len(pixels), tower.num_special_tokens)
+            if not groups:
                 continue
             rows = ClsAttention()
-            with observe(tower, blocks, keep=gram) as seen:
+            with observe(tower, blocks, keep=partial(grams, groups=groups), grid=tower.layout(pixels)) as seen:
                 if watch:
                     with rows.watching(tower):
-                        tower.module(pixels)
+                        tower.run(pixels)
                 else:
-                    tower.module(pixels)
-            msa.add(torch.stack([seen.z[index] for index in blocks]))
+                    tower.run(pixels)
+            msa.add_each(seen.z[index] for index in blocks)
             if watch:
                 check_rows(rows.rows, attended)
-                cls.add(torch.stack([gram(rows.rows[index]) for index in attended]))
-            images += len(pixels)
+                cls.add_each(grams(rows.rows[index].mT, groups) for index in attended)
+            images += sum(len(group.images) for group in groups)
     if images == 0:
-        raise ValueError(f"batches gave no batch of at least {SMALLEST_BATCH} images, which CKA needs")
+        raise ValueError(
+            f"batches gave no batch of at least {SMALLEST_BATCH} images of one size, which CKA needs, as it compares "
+            "images token by token: give images of one size, or larger batches"
+        )
     attention = among_all_blocks(cls.value().cpu(), attended, len(blocks)) if watch else None
     return Similarity(msa.value().cpu(), attention, images)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of a batch that have the same tokens.
+
+    Args:
+        images: (n,), which they are.
+        tokens: How many tokens each has.
+    """
+
+    images: Tensor
+    tokens: int | None
+
+
+def groups_of(grid: Ragged | None, images: int, num_special_tokens: int) -> list[Group]:
+    """The images of a batch by their grid, each grid that enough of them have: CKA compares images token by token.
+
+    Args:
+        grid: That of each image, or None where all have the same.
+        images: How many there are.
+        num_special_tokens: How many tokens, before the patches, are none.
+    """
+    if grid is None:
+        return [Group(torch.arange(images), None)] if images >= SMALLEST_BATCH else []
+    sizes, which = grid.sizes.unique(dim=0, return_inverse=True)
+    found = [
+        Group((which == number).nonzero().flatten(), num_special_tokens + rows * columns)
+        for number, (rows, columns) in enumerate(sizes.tolist())
+    ]
+    return [group for group in found if len(group.images) >= SMALLEST_BATCH]
+
+
+def grams(features: Tensor, groups: Iterable[Group]) -> list[Tensor]:
+    """The Gram matrix of each group, of features (B, N, …) that have whatever behind the tokens of an image."""
+    return [gram(features[group.images.to(features.device), : group.tokens]) for group in groups]
 
 
 def check_rows(rows: dict[int, Tensor], attended: list[int]) -> None:

@@ -8,19 +8,23 @@ what it chooses is then cut, solved and measured as a whole, so that every figur
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..core.config import PhiConfig, SkipatConfig
+from ..core.config import PhiConfig
+from ..core.stages import allowed_blocks
 from ..result import Result
 from ..tower import Tower
+from . import plan_file
+from .plan_table import block_ranges, frontier_table
 from .scoring import Point, Session
 from .search import Choice, Score, by_count, combine, unbeaten
 
@@ -69,28 +73,40 @@ class Plan(Result, Mapping[int, PhiConfig]):
 
     def table(self) -> Table:
         """The frontier, with the paper's blocks and the chosen ones: which blocks are given which Φ."""
-        shown = Table(
-            title=f"Solved, not trained; scored on {self.images[1]} images", title_justify="left", box=box.SIMPLE_HEAD
-        )
         rows: list[tuple[str, Point, float | None]] = [("", point, None) for point in self.frontier]
         rows += [("paper", self.paper, self.paper_speedup), ("chosen", self.chosen, self.speedup)]
-        offers = list(dict.fromkeys(phi for _, point, _ in rows for phi in point.choice.phi.values()))
-        shown.add_column("")
-        for phi in offers:
-            shown.add_column(title_of(phi), overflow="fold")
-        for name in ("divergence", "agree %", "predicted", "measured"):
-            shown.add_column(name, justify="right", no_wrap=True)
-        for name, point, measured in rows:
-            blocks = point.choice.phi
-            shown.add_row(
-                name,
-                *(block_ranges(block for block in blocks if blocks[block] == phi) for phi in offers),
-                f"{point.divergence:.4f}",
-                "–" if point.agreement is None else f"{100 * point.agreement:.1f}",
-                f"{point.choice.speedup:.2f}×",
-                "" if measured is None else f"{measured:.2f}×",
-            )
-        return shown
+        return frontier_table(rows, f"Solved, not trained; scored on {self.images[1]:,} images")
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan, with every figure, as JSON: for `load`, and for ``--plan`` of the commands.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        plan_file.write(self.to_dict(), Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            OSError: There is no such file.
+            ValueError: It holds no plan, or one of a newer version of this library.
+        """
+        try:
+            held = json.loads(Path(path).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON: {error}") from error
+        return cls.from_dict(held, str(path))
+
+    @classmethod
+    def from_dict(cls, held: Mapping[str, Any], name: str = "this") -> Plan:
+        """Read what a file that `save` wrote holds; `name` is the file's, for errors.
+
+        Raises:
+            ValueError: It is no plan, or one of a newer version of this library.
+        """
+        return cls(**plan_file.read(held, name))
 
     def plot(self, path: str | Path) -> None:
         """Draw the frontier: speed against agreement, with the chosen point and the paper's marked."""
@@ -128,9 +144,9 @@ def plan(
 
     Args:
         model: An untouched model of a supported family.
-        batches: Image batches (B, C, H, W), ``(images, labels)`` pairs, or mappings with ``pixel_values``; no labels
-            are needed. They are gone through more than once: a list or a DataLoader. Each fourth batch is held out from
-            the fits and scores.
+        batches: Batches of images (B, C, H, W) or videos (B, T, C, H, W), ``(images, labels)`` pairs, or mappings with
+            ``pixel_values``; no labels are needed. They are gone through more than once: a list or a DataLoader. Each
+            fourth batch is held out from the fits and scores.
         speedup: The speed-up to reach over the untouched model; the set that diverges least is chosen.
         n_skip: The number of blocks to skip; the set that diverges least is chosen.
         max_kl: The divergence not to pass (KL for a classifier); the fastest set is chosen.
@@ -141,9 +157,23 @@ def plan(
     Raises:
         ValueError: Not exactly one budget is given, it cannot be met, the model is cut, or there are too few images.
 
-    Example:
-        >>> plan = skipat_surgery.plan(model, loader, n_skip=4)  # doctest: +SKIP
-        >>> skipat_surgery.apply(model, skip=plan)  # doctest: +SKIP
+    Examples:
+        >>> import tempfile
+        >>> import timm
+        >>> import torch
+        >>> import skipat_surgery
+        >>> small = dict(img_size=32, patch_size=8, embed_dim=32, depth=6, num_heads=2, num_classes=4)
+        >>> model = timm.create_model("vit_tiny_patch16_224", **small).eval()
+        >>> batches = torch.randn(64, 3, 32, 32).split(16)
+        >>> plan = skipat_surgery.plan(model, batches, n_skip=2, progress=False)
+        >>> len(plan)
+        2
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plan.save(f"{folder}/plan.json")
+        ...     dict(skipat_surgery.Plan.load(f"{folder}/plan.json")) == dict(plan)
+        True
+        >>> skipat_surgery.apply(model, skip=plan) is model
+        True
     """
     check_budget(speedup, n_skip, max_kl)
     phis = OFFERS if phi is None else (phi,) if isinstance(phi, PhiConfig) else tuple(phi)
@@ -164,18 +194,22 @@ def plan(
 
 
 def check_budget(speedup: float | None, n_skip: int | None, max_kl: float | None) -> None:
-    """Check that one budget is given.
+    """Check that one budget is given, and that it can be one.
 
     Raises:
-        ValueError: There is none, or there are several.
+        ValueError: There is none, there are several, or it is out of range.
     """
     given = {"speedup": speedup, "n_skip": n_skip, "max_kl": max_kl}
     if sum(value is not None for value in given.values()) != 1:
         raise ValueError(f"give exactly one of speedup, n_skip and max_kl, got {given}")
+    if speedup is not None and not 1 < speedup < math.inf:
+        raise ValueError(f"speedup must be above 1, and finite, got {speedup}")
+    if max_kl is not None and math.isnan(max_kl):
+        raise ValueError("max_kl must be a number, got nan")
 
 
 def check_plannable(model: nn.Module, n_skip: int | None) -> int:
-    """Check that a model is untouched and deep enough; returns its number of blocks.
+    """Check that a model is untouched and deep enough; returns its number of blocks up to the last that can be skipped.
 
     Raises:
         ValueError: It is not.
@@ -183,7 +217,20 @@ def check_plannable(model: nn.Module, n_skip: int | None) -> int:
     tower = Tower.of(model)
     if tower.skip:
         raise ValueError("the model is cut; plan needs it untouched: skipat_surgery.restore(model) first")
-    depth = len(tower.blocks)
+    if tower.family.stages:
+        listed = allowed_blocks(tower.stages)
+        raise ValueError(
+            "plan takes what a Φ saves to be the same in every block, but this model has stages, whose blocks cost "
+            f"unlike and attend within windows; choose by hand: apply(model, skip=…), where {listed} are allowed"
+        )
+    windowed = [index for index in range(len(tower.blocks)) if tower.gives_windows(index)]
+    if windowed:
+        whole = [index for index in tower.skippable if index not in windowed]
+        raise ValueError(
+            f"plan takes what a Φ saves to be the same in every block, but of this model {windowed} attend within "
+            f"windows, which costs little; choose by hand, best among the global blocks: apply(model, skip={whole})"
+        )
+    depth = tower.reach
     if n_skip is not None and not 1 <= n_skip < depth:
         raise ValueError(f"n_skip must be from 1 to {depth - 1} for {depth} blocks, got {n_skip}")
     return depth
@@ -222,18 +269,3 @@ def choose(
             "narrower Φ, a larger image or a lower budget may help"
         )
     return session.measure(min(fast, key=lambda choice: choice.divergence or 0.0))
-
-
-def title_of(phi: PhiConfig) -> str:
-    """What a Φ works on, in three lines at most, as the title of a column."""
-    if not phi.pool:
-        lines = ["Z and LN(X)" if phi.reads_x else "Z alone"]
-    else:
-        lines = [f"clusters {phi.pool}×{phi.pool}", *(["patches ask"] if phi.queries == "patches" else [])]
-    return "\n".join([*lines, f"expansion {phi.expansion:g}"])
-
-
-def block_ranges(blocks: Iterable[int]) -> str:
-    """``"3-5,8"`` of 3, 4, 5, 8, as the recipes' ``--skip`` takes it."""
-    runs = SkipatConfig.parse(blocks).runs
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

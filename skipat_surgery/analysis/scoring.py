@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from ..surgery import apply, restore
 from ..tower import Tower
 from .search import Choice, Score
 
+Batch = TypeVar("Batch")
 HELD_OUT = 4  # each fourth batch scores, the others fit
 
 
@@ -57,13 +58,9 @@ class Session:
         self.model, self.copy, self.phis = model, copy.deepcopy(model), phis
         device = next(model.parameters()).device
         every = [pixels_of(batch).to(device) for batch in batches]
-        held_out = every[HELD_OUT - 1 :: HELD_OUT] or every[-1:]
-        self.held_out = held_out
-        self.fit = [batch for batch in every if not any(batch is other for other in held_out)]
+        self.fit, self.held_out = split(every)
         self.images = sum(map(len, self.fit)), sum(map(len, self.held_out))
-        for phi in phis:
-            check_enough(self.images[0], apply(self.copy, [1], phi))
-            restore(self.copy)
+        check_offers(self.copy, phis, self.images[0])
         tower = Tower.of(model)
         with evaluating(model):
             self.expected = [outputs_of(model, tower, batch) for batch in self.held_out]
@@ -71,7 +68,7 @@ class Session:
 
     def _savings(self) -> dict[PhiConfig, float]:
         """What one skipped block saves of the untouched model's latency, by Φ, all timed side by side."""
-        depth = len(Tower.of(self.model).blocks)
+        depth = Tower.of(self.model).reach
         rivals = {"full": self.model}
         for index, phi in enumerate(self.phis):
             rivals[str(index)] = apply(copy.deepcopy(self.model), range(1, depth), phi)
@@ -88,7 +85,7 @@ class Session:
         Of a Φ with clusters, which makes Z from its own block, single blocks: runs of them are put together.
         """
         found: list[Score] = []
-        depth = len(Tower.of(self.model).blocks)
+        depth = Tower.of(self.model).reach
         with (
             evaluating(self.model, self.copy),
             tqdm(total=depth - 1, desc="Scoring runs", unit="start", disable=not self.progress) as bar,
@@ -146,9 +143,40 @@ class Session:
         return [speed[str(i)] / speed["full"] for i in range(len(sets))]
 
 
+def split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Those that fit, and those that are held out: each fourth, or the last where there are fewer."""
+    held_out = set(range(HELD_OUT - 1, len(batches), HELD_OUT)) or {len(batches) - 1}
+    fit = [batch for number, batch in enumerate(batches) if number not in held_out]
+    return fit, [batches[number] for number in sorted(held_out) if number >= 0]
+
+
+def check_offers(model: nn.Module, phis: Sequence[PhiConfig], images: int) -> None:
+    """Check that a model can be given each of several Φ's, and that so many images are enough to solve them.
+
+    Args:
+        model: Untouched; it is cut and restored.
+        phis: The Φ's.
+        images: How many there are to fit.
+
+    Raises:
+        ValueError: It cannot, or they are too few.
+    """
+    for phi in phis:
+        apply(model, [1], phi)
+        try:
+            check_enough(images, model)
+        finally:
+            restore(model)
+
+
+def num_fitting(images: int, batch_size: int) -> int:
+    """How many of so many images fit, where they come in such batches; the others are held out."""
+    sizes = [min(batch_size, images - first) for first in range(0, images, batch_size)]
+    return sum(split(sizes)[0])
+
+
 def divergence_of(found: Outputs, expected: Outputs, num_prefix_tokens: int) -> Tensor:
-    """KL for each image (B,), or for a model without classes the token terms of the distillation loss."""
+    """The term of the models' task for each image (B,), or without one the token terms of the distillation loss."""
     terms = distances(found, expected, num_prefix_tokens)
-    if "kl" in terms:
-        return terms["kl"]
-    return LossWeights().of(terms)
+    task = found.task
+    return terms[task.term] if task is not None and task.term in terms else LossWeights().of(terms)

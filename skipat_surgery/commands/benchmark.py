@@ -1,18 +1,20 @@
 """Measure a cut model beside the untouched one (SDPA) and the limit, the MSA deleted at no cost.
 
-    python recipes/benchmark.py --model timm/vit_base_patch16_224 --image_sizes 224,384 --dtypes fp32,bf16
-    python recipes/benchmark.py --compile true
+    skipat benchmark --model timm/vit_base_patch16_224 --image_sizes 224,384 --dtypes fp32,bf16
+    skipat benchmark --compile true
+    skipat benchmark --frontier true --model google/vit-base-patch16-224 --dataset ./images
 
-Only the configuration of a model is read: weights are random, as speed does not depend on them. Writes a JSON with
-every sample and a markdown table into the output directory.
+Only the configuration of a model is read: weights are random, as speed does not depend on them. With --frontier they
+are the model's own: how much is kept at which speed, of cuts and of what a user would take instead. Writes a JSON with
+every sample and a markdown table into the output directory. ``python recipes/benchmark.py`` does the same.
 """
 
 from __future__ import annotations
 
-import shlex
-import sys
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from torch import nn
 from skipat_surgery import PhiConfig
 
 from ..convert.settings import option
+from ..core.tokens import by
 from ..measure.benchmark import Comparison, Rival, benchmark, summary
 from ..measure.line_up import compiled, line_up
 from ..surgery import apply
@@ -28,7 +31,9 @@ from ..terminal import for_wide_tables
 from ..tower import Tower
 from . import loading, run_state
 from .checks import check_at_least, check_writable
-from .machine import keep_freed_memory, machine
+from .command_line import as_given
+from .frontier import FrontierBenchmark
+from .machine import keep_freed_memory, machine, usual_dtype
 from .options import parse, parse_numbers, parse_phi, parse_skip
 from .running import run_command
 
@@ -42,7 +47,9 @@ class Arguments:
     model: str = option("timm/vit_small_patch16_224", "timm/NAME, HF id or directory; only its configuration is read.")
     skip: str = option("3-8", "Blocks to skip, such as 3-8 or 2,4-6.")
     image_sizes: str = option("224", "Pixels a side, such as 224,384,512,1024.")
-    dtypes: str = option("bf16", "fp32, bf16 or fp16, several with commas.")
+    dtypes: str | None = option(
+        None, "fp32, bf16 or fp16, several with commas; bf16 when left out, or fp32 where the device has no bf16."
+    )
     batch_size: int | None = option(None, "Images a batch; about 2,048 tokens in all when left out.")
     expansions: str = option("0.25,0.5", "Widths of Φ; 'paper' is the paper's Φ.")
     kernel_size: int = option(PhiConfig.kernel_size, "Kernel of Φ's depthwise convolution.")
@@ -58,6 +65,9 @@ class Arguments:
     keep_freed_memory: bool = option(
         True, "Let the process keep the memory it frees, as with jemalloc; glibc does not."
     )
+    frontier: bool = option(False, "Measure quality against speed instead, beside token merging and others.")
+    dataset: str | None = option(None, "Of --frontier: HF id, a folder of images or of parquet files, or 'digits'.")
+    num_images: int = option(512, "Of --frontier: images; three quarters solve, one quarter is measured on.")
     rounds: int = option(40, "How often each model is timed.")
     max_seconds: float = option(60.0, "Fewer rounds where those of one table would take longer.")
     threads: int | None = option(None, "CPU threads; all cores when left out.")
@@ -65,7 +75,16 @@ class Arguments:
     output_dir: str = option("outputs/benchmark", "Where everything is written.")
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "batch_size", "rounds", "threads")
+        check_at_least(1, self, "batch_size", "rounds", "threads", "num_images")
+        if self.frontier != (self.dataset is not None):
+            raise ValueError("--frontier true and --dataset belong together: quality is measured on images")
+
+    @property
+    def precisions(self) -> list[str]:
+        """The dtypes, by name."""
+        if self.dtypes is not None:
+            return self.dtypes.split(",")
+        return [usual_dtype(torch.device(self.device))]
 
     @property
     def sizes(self) -> list[int]:
@@ -93,13 +112,16 @@ class Benchmark:
 
     def __init__(self, args: Arguments) -> None:
         self.args, self.skip, self.device = args, parse_skip(args.skip), torch.device(args.device)
-        unknown = sorted(set(args.dtypes.split(",")) - set(DTYPES))
+        unknown = sorted(set(args.precisions) - set(DTYPES))
         if unknown:
             raise ValueError(f"--dtypes takes {sorted(DTYPES)}, got {unknown}")
         self.output = Path(args.output_dir)
         check_writable(self.output)
         self.check_device()
-        apply(self.model(args.sizes[0], args.dtypes.split(",")[0]), self.skip, next(iter(args.phis.values())))
+        for size in args.sizes:
+            model = self.model(size, args.precisions[0])
+            self.shape(model, size)
+            apply(model, self.skip, next(iter(args.phis.values())))
         torch.set_num_threads(args.threads or torch.get_num_threads())
         kept = "kept" if args.keep_freed_memory and keep_freed_memory() else "left to the allocator"
         threads = f"{torch.get_num_threads()} threads, freed memory {kept}"
@@ -130,7 +152,7 @@ class Benchmark:
         """A table for every size and dtype."""
         found = []
         for size in self.args.sizes:
-            for dtype in self.args.dtypes.split(","):
+            for dtype in self.args.precisions:
                 torch.compiler.reset()
                 model = self.model(size, dtype)
                 images = self.images(model, size, dtype)
@@ -146,18 +168,34 @@ class Benchmark:
         return found
 
     def images(self, model: nn.Module, size: int, dtype: str) -> torch.Tensor:
-        """A batch of noise."""
+        """A batch of noise: images, or videos, of so many pixels a side."""
+        tower, shape = Tower.of(model), self.shape(model, size)
+        batch = self.args.batch_size or max(1, 2048 // math.prod(tower.family.grid_of(tower.module, shape)))
+        return torch.randn(batch, *shape).to(self.device, DTYPES[dtype])
+
+    def shape(self, model: nn.Module, size: int) -> tuple[int, ...]:
+        """The shape of an image, or a video, of so many pixels a side.
+
+        Raises:
+            ValueError: The model takes none of that size.
+        """
         tower = Tower.of(model)
-        channels = tower.family.image_size(tower.module)[0]
-        height, width = tower.family.grid(tower.module)
-        batch = self.args.batch_size or max(1, 2048 // (height * width))
-        return torch.randn(batch, channels, size, size).to(self.device, DTYPES[dtype])
+        shape = tower.family.image_size(tower.module)
+        if tower.family.takes_ragged:  # no size is configured, and any will do
+            shape = (*shape[:-2], size, size)
+        if shape[-2:] != (size, size) or 0 in tower.family.grid_of(tower.module, shape):
+            height, width = shape[-2:]
+            raise ValueError(
+                f"--image_sizes names {size}, but {type(model).__name__} then takes images of {height} × {width}, "
+                f"{by(tower.family.grid_of(tower.module, shape))} patches: name a size that it can be configured for"
+            )
+        return shape
 
     def write(self, comparisons: Sequence[Comparison], text: str) -> None:
         """Write what was found, and say where."""
         found = {"machine": self.where, "arguments": asdict(self.args), "tables": [c.to_dict() for c in comparisons]}
         run_state.write_json(self.output / "benchmark.json", found)
-        text = f"{text}\n\n`python {shlex.join(sys.argv)}`, {self.where}\n"
+        text = f"{text}\n\n`{as_given('python')}`, {self.where}\n"
         (self.output / "benchmark.md").write_text(text, encoding="utf-8")
         self.console.print(text, markup=False)
         self.console.print(f"Written to {self.output}")
@@ -169,14 +207,20 @@ class Benchmark:
         self.write(comparisons, "\n\n".join([*tables, summary(comparisons)]))
 
 
-def prepare(argv: list[str]) -> Benchmark:
+def prepare(argv: list[str], name: str | None = None) -> Benchmark | FrontierBenchmark:
     """The benchmark that a command line asks for, checked."""
-    return Benchmark(*parse((Arguments,), argv, "Measure a cut model."))
+    (args,) = parse((Arguments,), argv, __doc__ or "", name=name)
+    if args.frontier:
+        keep_freed_memory()
+        return FrontierBenchmark(
+            args.model, args.dataset, args.num_images, args.batch_size, args.rounds, args.output_dir
+        )
+    return Benchmark(args)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, name: str = "benchmark.py") -> None:
     """Run, or say in one line why not."""
-    run_command("benchmark.py", prepare, argv)
+    run_command(name, partial(prepare, name=name), argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 # The packages whose names are not those of the trackers.
-TRACKER_PACKAGES = {"tensorboard": "'skipat-surgery[recipes]'", "comet_ml": "comet-ml"}
+TRACKER_PACKAGES = {"tensorboard": "'skipat-surgery[trackers]'", "comet_ml": "comet-ml"}
 
 
 def check_writable(directory: Path) -> None:

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ..convert.optimizers import optimizers
-from ..observing import logits_of
+from ..tasks.classification import Classification
 from .loading import LoadedModel, from_transformers
 
 NAME = "digits"
@@ -33,7 +33,7 @@ def load_digits() -> DatasetDict:
     try:
         from sklearn import datasets as sklearn_datasets
     except ImportError as error:
-        raise ImportError("the digits need scikit-learn: pip install 'skipat-surgery[recipes]'") from error
+        raise ImportError("the digits need scikit-learn: pip install 'skipat-surgery[demo]'") from error
 
     digits = sklearn_datasets.load_digits()
     images = [Image.fromarray((255 / 16 * pixels).astype("uint8")) for pixels in digits.images]
@@ -86,8 +86,7 @@ def fit(model: nn.Module, pixels: Tensor, labels: Tensor, steps: int, batch_size
         for _ in bar:
             chosen = torch.randint(len(pixels), (batch_size,))
             shift = torch.randint(-2, 3, (2,)).tolist()
-            logits = logits_of(model(torch.roll(pixels[chosen], shift, dims=(2, 3))))
-            assert logits is not None, "the model has no classes"
+            logits = Classification().read(model(torch.roll(pixels[chosen], shift, dims=(2, 3))))["logits"]
             loss = F.cross_entropy(logits, labels[chosen], label_smoothing=0.05)
             loss.backward()
             for optimizer, schedule in zip(chosen_by, schedules, strict=True):

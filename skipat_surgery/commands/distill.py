@@ -1,23 +1,20 @@
 """Cut a pretrained vision transformer and distil it against the untouched model.
 
-    accelerate launch recipes/distill.py                    # a demonstration on scikit-learn's digits, 3 minutes
-    accelerate launch recipes/distill.py --model ID --dataset ./images --skip 3-8 --output_dir out
-    accelerate launch recipes/distill.py recipes/configs/cifar10.yaml --max_steps 200
-    accelerate launch recipes/distill.py recipes/configs/cifar10.yaml --resume
+    skipat distill                    # a demonstration on scikit-learn's digits, 3 minutes
+    skipat distill --model ID --dataset ./images --skip 3-8 --output_dir out
+    accelerate launch recipes/distill.py recipes/configs/cifar10.yaml --resume  # as does -m skipat_surgery distill
 
-The output directory then holds ``best/`` and ``last/`` (standard checkpoints), ``results.json``, ``curve.png``, and
-``checkpoints/`` to resume from.
+The output directory then holds ``best/`` and ``last/`` (standard checkpoints), ``results.json``, ``curve.png``,
+``report.html``, and ``checkpoints/`` to resume from.
 """
 
 from __future__ import annotations
 
 import copy
-import shlex
-import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +25,31 @@ import skipat_surgery
 
 from ..analysis.pictures import pyplot
 from ..analysis.planning import block_ranges
+from ..batches import Images
 from ..convert.evaluation import score
 from ..convert.finite import check_weights
 from ..convert.optimizers import freeze_untouched
 from ..convert.settings import TrainingConfig
 from ..convert.solve import check_enough
 from ..convert.training import Progress, Training
-from ..core.hub import PushError, push
+from ..core.config import SkipatConfig
+from ..tasks.finding import give_task
 from ..terminal import Terminal
-from . import digits, images, loading, results, run_state
+from . import digits, images, loading, page, results, run_state
 from .arguments import Arguments, repository, settings
-from .machine import keep_freed_memory, machine, use_all_cores
+from .classes import check_same_classes
+from .command_line import as_given
+from .machine import keep_freed_memory, machine, slowness, use_all_cores
 from .measuring import Measuring, costs_of
 from .options import parse, parse_cut
 from .output import Output, plain_copy
 from .presets import PRESETS, teacher_steps
 from .reload import difference_after_reload
 from .running import run_command
-from .sources import keep_teacher, load_data, load_model, unlabelled
+from .sources import check_tokens, keep_teacher, load_labelled, load_model, unlabelled
 
 DISTILLED = "distilled"
+SHOWN = ("top1", "label_miou", "label_map", "depth_abs_rel", "agreement", "patch_cosine")  # of a measurement on the way
 
 
 class Recipe:
@@ -61,46 +63,69 @@ class Recipe:
             log_with=args.report_to or None,
             project_dir=args.output_dir,
         )
-        now = settings(args, config, self.accelerator.num_processes)
-        self.output = Output(Path(args.output_dir), now, args.resume, self.accelerator)
+        self.output = Output(Path(args.output_dir), self.settings(), args.resume, self.accelerator)
         self.output.check()
+        self.resumed, self.warnings = run_state.newest(self.output.checkpoints) if args.resume else (None, [])
+        self.warnings += slowness(self.accelerator.device, self.accelerator.mixed_precision)
         if args.push_to_hub:
             self.repo = repository(args.hub_model_id or self.output.folder.name)
         pyplot()  # the picture is drawn in the end, and matplotlib is missed now
         use_all_cores(self.accelerator)
-        self.cut = parse_cut(args)
-        self.host = load_model(args.model, self.accelerator, self.output.folder)
+        self.cut = self.wanted_cut()
+        self.host = load_model(args.model, self.accelerator, self.output.folder, args.task, args.texts)
         self.original = self.host.model.to(self.accelerator.device)
-        torch.manual_seed(config.seed)  # a fresh Φ is drawn
-        self.student = skipat_surgery.apply(
-            copy.deepcopy(self.original), replace(self.cut, base_model=self.host.base_model)
-        )
-        columns = args.train_split, args.eval_split, args.image_column, args.label_column
-        self.data = load_data(args.dataset, self.host.num_classes, args.dataset_config, *columns)
-        if config.label_weight and not (self.host.num_classes and self.data.label_column):
+        self.student = self.cut_copy()
+        self.data = load_labelled(self.host, asdict(args))
+        if config.label_weight and not (self.host.num_classes and self.data.train_labels):
             raise ValueError("label_weight needs a model with classes and a data set with labels: leave it 0")
         self.teacher = self.original
         if args.teacher:
             other = loading.load(args.teacher)
-            if other.num_classes != self.host.num_classes:
-                raise ValueError(f"the teacher has {other.num_classes} classes, the model {self.host.num_classes}")
+            if args.task is not None:
+                give_task(other.model, self.host.task)
+            check_same_classes(self.original, other.model)
+            check_tokens(self.host, other)
             self.teacher = other.model.to(self.accelerator.device)
         if args.solve_images:
             check_enough(min(args.solve_images, len(self.data.train)), self.student)
+        if config.mixup and self.host.takes_any_size:
+            raise ValueError("mixup mixes images of one size, and this model takes each at its own: leave it 0")
+        self.check_besides()
         self.prepare_data()
         self.progress = Progress()
         self.console = Terminal(quiet=not self.accelerator.is_main_process)
         self.output.hold()
         self.accelerator.wait_for_everyone()  # nobody writes before everybody has checked
 
+    def settings(self) -> dict[str, Any]:
+        """What decides the weights that come out."""
+        return settings(self.args, self.config, self.accelerator.num_processes)
+
+    def wanted_cut(self) -> SkipatConfig:
+        """What to cut, before the model is there."""
+        return parse_cut(self.args)
+
+    def cut_copy(self) -> torch.nn.Module:
+        """The original, cut."""
+        torch.manual_seed(self.config.seed)  # a fresh Φ is drawn
+        named = replace(self.cut, base_model=self.host.base_model)
+        return skipat_surgery.apply(copy.deepcopy(self.original), named)
+
+    def check_besides(self) -> None:
+        """What a recipe that is made of this one checks as well."""
+
     def prepare_data(self) -> None:
         """Make the training items and the evaluation items, and what measures models on these."""
         data, host, config = self.data, self.host, self.config
         self.collate = images.Collate(host.preprocess, host.image_mode, host.image_size)
-        columns = data.image_column, data.label_column, host.image_mode
-        augment = images.training_crop(host.image_size, config.min_crop_scale)
+        whole = not host.takes_any_size
+        crop = images.training_crop(host.image_size, config.min_crop_scale) if whole else None
+        augment = crop or images.PartOfImage(config.min_crop_scale)
+        learned = data.label_column if data.maps is None else None
+        columns = data.image_column, learned, host.image_mode
         self.train_items = images.ImageItems(data.train, *columns, augment=augment, seed=config.seed)
-        self.eval_items = images.ImageItems(data.evaluation, *columns)
+        columns = data.image_column, data.label_column, host.image_mode
+        self.eval_items = images.ImageItems(data.evaluation, *columns, maps=data.maps)
         labelled = bool(data.label_column)
         self.measuring = Measuring(host, self.eval_items, self.collate, labelled, self.accelerator, config)
 
@@ -112,6 +137,8 @@ class Recipe:
             self.accelerator.init_trackers(
                 "skipat", {**asdict(self.config), "model": self.args.model, "skip": block_ranges(self.cut.skip)}
             )
+            for line in (self.data.summary, self.host.compared_by, *self.warnings):
+                self.console.print(line, markup=False, soft_wrap=True)
             self.console.print(skipat_surgery.report(self.student).table())
             freeze_untouched(self.student)
             self.console.print(
@@ -124,14 +151,13 @@ class Recipe:
 
     def distil(self) -> torch.nn.Module:
         """Start the student and train it, or go on with that; returns the model that comes out."""
-        found = run_state.finished(self.output.checkpoints) if self.args.resume else []
-        if not found:
+        if self.resumed is None:
             self.start()
         share = self.teacher is self.original
         training = Training(self.student, self.teacher, self.accelerator, self.config, self.progress, share)
-        if found:
-            self.accelerator.load_state(str(found[-1]))
-            self.console.print(f"Resuming from {found[-1]}, step {self.progress.step}")
+        if self.resumed is not None:
+            self.accelerator.load_state(str(self.resumed))
+            self.console.print(f"Resuming from {self.resumed}, step {self.progress.step}")
         elif self.config.max_steps:
             scale = training.choose_rates(training.loader(self.train_items, self.collate))
             self.console.print(f"Rates: {scale:g} times the settings'")
@@ -156,10 +182,9 @@ class Recipe:
             chosen = unlabelled(self.host, self.data, self.args.refit_images, config.batch_size, config.seed)
             self.stage("refitted", lambda: skipat_surgery.refit(self.student, self.original, chosen))
         if self.args.align_steps:
-            count = self.args.align_steps * config.batch_size
-            batches = unlabelled(self.host, self.data, count, config.batch_size, config.seed)
             steps = self.args.align_steps
-            self.stage("aligned", lambda: skipat_surgery.align(self.student, self.original, batches, steps=steps))
+            chosen = unlabelled(self.host, self.data, steps * config.batch_size, config.batch_size, config.seed)
+            self.stage("aligned", lambda: skipat_surgery.align(self.student, self.original, chosen, steps=steps))
         start = list(self.progress.rows.values())[-1]
         self.progress.history.append({"step": 0, "seconds": round(self.progress.seconds, 2), **start})
 
@@ -185,9 +210,7 @@ class Recipe:
         else:
             figures = sample = self.measuring.on_sample(training.result)
         training.record(figures)
-        shown = {
-            name: round(value, 4) for name, value in figures.items() if name in ("top1", "agreement", "patch_cosine")
-        }
+        shown = {name: round(value, 4) for name, value in figures.items() if name in SHOWN}
         self.console.print(f"step {step}: {shown}")
         self.keep_best(training.result, DISTILLED, sample)
 
@@ -226,37 +249,21 @@ class Recipe:
         summary["reload_difference"] = difference_after_reload(folder / "last", model, batch)
         run_state.write_json(folder / "results.json", summary)
         results.plot(summary, folder / "curve.png")
-        command = shlex.join(["accelerate", "launch", *sys.argv])
+        command = as_given("accelerate launch")
         for name in ("best", "last"):
             loading.add_results(folder / name, {**results.of_checkpoint(summary, name), "command": command})
         self.console.print(results.table(summary))
         self.console.print(results.places(summary, folder))
+        self.console.print(page.written(folder, self.host, self.eval_items, self.config.seed), soft_wrap=True)
         in_training, in_evaluation = self.progress.corrupt, best["corrupt"]
         if in_training or in_evaluation:
             self.console.print(
                 f"Left out as unreadable: {in_evaluation} evaluation images, training images {in_training} times"
             )
         if self.args.push_to_hub:
-            self.console.print(f"Pushed to {self.push()}")
+            self.console.print(f"Pushed to {self.output.push('best', self.repo, self.args.hub_private_repo)}")
 
-    def push(self) -> str:
-        """Push ``best/``; returns the address.
-
-        Raises:
-            PushError: It failed; with how to push later.
-        """
-        best = self.output.folder / "best"
-        try:
-            return push(
-                lambda folder: shutil.copytree(best, folder, dirs_exist_ok=True),
-                self.repo,
-                private=self.args.hub_private_repo,
-            )
-        except PushError as error:
-            later = shlex.join(["hf", "upload", self.repo, str(best)])
-            raise PushError(f"the work is done and kept, but {error}. Push it later by: {later}") from error
-
-    def summarise(self, model: torch.nn.Module, batch: torch.Tensor, best: dict[str, float]) -> dict[str, Any]:
+    def summarise(self, model: torch.nn.Module, batch: Images, best: dict[str, float]) -> dict[str, Any]:
         """Everything that was measured, as ``results.json`` holds it."""
         costs = costs_of({"teacher": self.original, "cut": model}, batch, self.accelerator)
         rows = {"teacher": {**results.of_teacher(best), **costs["teacher"]}}
@@ -270,11 +277,12 @@ class Recipe:
             "teacher": self.args.teacher,
             "label_weight": self.config.label_weight,
             "host": "timm" if self.host.processor is None else "transformers",
-            "auto_class": "AutoModelForImageClassification" if self.host.num_classes else "AutoModel",
+            "auto_class": self.host.loader,
             "machine": machine(self.accelerator.device),
             "processes": self.accelerator.num_processes,
             "precision": self.accelerator.mixed_precision,
             "dtype": str(self.host.dtype).removeprefix("torch."),
+            "versions": results.versions(),
             "steps": self.config.max_steps,
             "seconds": self.progress.seconds,
             "wall_seconds": time.perf_counter() - self.began,
@@ -286,15 +294,15 @@ class Recipe:
         }
 
 
-def prepare(argv: list[str]) -> Recipe:
+def prepare(argv: list[str], name: str | None = None) -> Recipe:
     """The run that a command line asks for, checked."""
     keep_freed_memory()
-    return Recipe(*parse((Arguments, TrainingConfig), argv, (__doc__ or "").split("\n")[0], PRESETS))
+    return Recipe(*parse((Arguments, TrainingConfig), argv, __doc__ or "", PRESETS, name))
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, name: str = "distill.py") -> None:
     """Run, or say in one line why not."""
-    run_command("distill.py", prepare, argv, resumable=True)
+    run_command(name, partial(prepare, name=name), argv, resumable=True)
 
 
 if __name__ == "__main__":

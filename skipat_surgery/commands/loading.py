@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from .. import timm_model
-from ..convert.finite import check_weights
+from ..batches import Patches, patches_in
+from ..convert.finite import check_weights, not_finite
 from ..core import modeling
-from ..core.auto_classes import PREFIX
+from ..core.auto_classes import PREFIX, loader_of
 from ..core.card import model_card, write_card
-from ..observing import num_classes_of
+from ..core.finding import families_of, towers_in
+from ..tasks.finding import num_classes_of, task_of
+from ..tasks.task import Task
 from ..tower import Tower
 from .run_state import read_json, write_json
 
@@ -36,7 +39,8 @@ class LoadedModel:
 
     Args:
         model: The model.
-        preprocess: Images as the model wants them: a list of PIL images to (B, C, H, W).
+        preprocess: Images as the model wants them: a list of PIL images to (B, C, H, W), or to patches where it takes
+            each at its own size.
         image_mode: The PIL mode that `preprocess` takes, ``"RGB"`` or ``"L"``.
         processor: transformers' image processor; None for timm, whose configuration the model itself holds.
         base_model: The name that its weights were loaded by, where it is one of the Hub; None where it is not known.
@@ -44,7 +48,7 @@ class LoadedModel:
     """
 
     model: nn.Module
-    preprocess: Callable[[list[Image]], Tensor]
+    preprocess: Callable[[list[Image]], Any]
     image_mode: str
     processor: Any = None
     base_model: str | None = None
@@ -52,15 +56,47 @@ class LoadedModel:
 
     @property
     def num_classes(self) -> int | None:
-        """The number of classes of a classifier; None for a model without a classifier."""
+        """The number of classes of a single-label classifier; None for any other model."""
         return num_classes_of(self.model)
 
     @property
+    def task(self) -> Task | None:
+        """What it is for; None where its tokens alone are compared."""
+        return task_of(self.model)
+
+    @property
+    def loader(self) -> str:
+        """The name of the class of transformers that loads a cut model of its kind; empty for timm."""
+        return "" if self.processor is None else loader_of(type(self.model))  # type: ignore[arg-type]
+
+    @property
+    def compared_by(self) -> str:
+        """What a distillation compares of it, and measures."""
+        name, task = type(self.model).__name__, self.task
+        if task is None:
+            return f"{name} has no head that is known: distilled and measured by its tokens"
+        return f"{name} is for {task.name}: distilled and measured by that and its tokens"
+
+    @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of the images that the model is configured for."""
+        """(height, width) of the images that the model is configured for.
+
+        Raises:
+            ValueError: It takes videos, and the commands read images.
+        """
         tower = Tower.of(self.model)
-        _, height, width = tower.family.image_size(tower.module)
+        *frames, _, height, width = tower.family.image_size(tower.module)
+        if frames:
+            raise ValueError(
+                f"{type(self.model).__name__} takes videos, and the commands read images: cut it with "
+                "skipat_surgery.apply, and pass batches of videos to skipat_surgery.solve and distill"
+            )
         return height, width
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether each image has a grid of its own, so that `preprocess` gives patches."""
+        return isinstance(self.preprocess, Patched)
 
     def save(self, model: nn.Module, directory: str | Path) -> None:
         """Write a model of this kind as a standard checkpoint in its dtype, with its preprocessing beside it.
@@ -92,6 +128,19 @@ class Processed:
 
     def __call__(self, images: list[Image]) -> Tensor:
         return self.processor(images=images, return_tensors="pt")["pixel_values"]
+
+
+@dataclass(frozen=True)
+class Patched:
+    """Images as patches, with the grid of each, as transformers' image processor makes them."""
+
+    processor: Any
+
+    def __call__(self, images: list[Image]) -> Patches:
+        patches = patches_in(self.processor(images=images, return_tensors="pt"))
+        if patches is None:
+            raise ValueError(f"the model takes patches, and {type(self.processor).__name__} gives the grid of no image")
+        return patches
 
 
 @dataclass(frozen=True)
@@ -128,9 +177,11 @@ def load(name: str) -> LoadedModel:
 
     Raises:
         OSError: There is no such model, or no image processor beside it.
-        ValueError: A file of it is broken.
+        ValueError: A file of it is broken, or holds weights that are not finite.
     """
     loaded = _load_as_stored(name)
+    if wrong := not_finite(loaded.model):
+        raise ValueError(f"{len(wrong)} of its tensors hold NaN or infinity, the first of them {wrong[0]}")
     return replace(loaded, model=loaded.model.float())
 
 
@@ -139,13 +190,23 @@ def _load_as_stored(name: str) -> LoadedModel:
     if name.startswith(TIMM_PREFIX) and not directory.is_dir():
         loaded = from_timm(timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=True))
         return replace(loaded, base_model=timm_name(loaded.model))
-    config_file = directory / "config.json"
-    if config_file.is_file() and "architecture" in read_json(config_file):
+    if timm_wrote(directory):
         loaded = from_timm(timm.create_model(f"local-dir:{directory}", pretrained=True))
         return replace(loaded, dtype=stored_dtype(directory))
     config = AutoConfig.from_pretrained(name)
     model = class_of(config).from_pretrained(name, dtype="auto")
     return replace(from_transformers(model, AutoImageProcessor.from_pretrained(name)), dtype=model.dtype)
+
+
+def timm_wrote(directory: Path) -> bool:
+    """Whether a name is a directory with a checkpoint of timm's; transformers' wrapper of timm writes a model type."""
+    file = directory / "config.json"
+    return file.is_file() and is_timms(read_json(file))
+
+
+def is_timms(config: dict[str, Any]) -> bool:
+    """Whether a ``config.json`` is timm's."""
+    return "architecture" in config and "model_type" not in config
 
 
 def stored_dtype(directory: Path) -> torch.dtype:
@@ -181,20 +242,37 @@ def build(name: str, image_size: int | None = None) -> nn.Module:
         name: As `load` takes it. Of a Hugging Face id or directory only the configuration is read.
         image_size: Pixels a side; the configured size when left out.
     """
-    if name.startswith(TIMM_PREFIX):
+    timms = timm_wrote(Path(name))
+    if timms or name.startswith(TIMM_PREFIX):
         size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-        return timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=False, **size).eval()
+        made = f"local-dir:{name}" if timms else name.removeprefix(TIMM_PREFIX)
+        return timm.create_model(made, pretrained=False, **size).eval()
     config = AutoConfig.from_pretrained(name)
     if image_size is not None:
-        getattr(config, "vision_config", config).image_size = image_size
+        set_image_size(config, image_size)
     builder = class_of(config)
     return (builder.from_config(config) if hasattr(builder, "from_config") else builder(config)).eval()
 
 
+def set_image_size(config: Any, image_size: int) -> None:
+    """Configure a transformers model for images of so many pixels a side."""
+    if hasattr(config, "model_args"):  # transformers' wrapper of timm
+        config.model_args = {**(config.model_args or {}), "img_size": image_size}
+        return
+    for inside in ("vision_config", "backbone_config", "sam_config"):  # the last of DeepSeek-OCR 2
+        config = getattr(config, inside, None) or config
+    for name in ("image_size", "crop_size"):  # V-JEPA 2 has the one, Phi-4 both
+        if hasattr(config, name):
+            square = isinstance(getattr(config, name), int)
+            setattr(config, name, image_size if square else [image_size, image_size])
+
+
 def from_transformers(model: Any, processor: Any) -> LoadedModel:
     """A transformers model with its image processor."""
-    mode = "L" if getattr(model.config, "num_channels", 3) == 1 else "RGB"
-    return LoadedModel(model.eval(), Processed(processor), mode, processor)
+    channels = getattr(getattr(model.config, "vision_config", model.config), "num_channels", 3)
+    families = [family for _, tower in towers_in(model) for family in families_of(tower)]
+    kind = Patched if any(family.takes_ragged for family in families) else Processed
+    return LoadedModel(model.eval(), kind(processor), mode_of(channels), processor)
 
 
 def from_timm(model: nn.Module) -> LoadedModel:
@@ -203,8 +281,19 @@ def from_timm(model: nn.Module) -> LoadedModel:
     tower = Tower.of(model)  # timm goes by the pretrained size, whatever size the model was built for
     data_config["input_size"] = tower.family.image_size(tower.module)
     transform: Any = timm.data.create_transform(**data_config, is_training=False)
-    mode = "L" if data_config["input_size"][0] == 1 else "RGB"
-    return LoadedModel(model.eval(), Transformed(transform), mode)
+    return LoadedModel(model.eval(), Transformed(transform), mode_of(data_config["input_size"][0]))
+
+
+def mode_of(channels: int) -> str:
+    """The PIL mode of pictures with so many channels.
+
+    Raises:
+        ValueError: Pictures have no such number.
+    """
+    modes = {1: "L", 3: "RGB"}
+    if channels not in modes:
+        raise ValueError(f"the model takes images of {channels} channels, and pictures give 1 or 3")
+    return modes[channels]
 
 
 def add_results(directory: str | Path, results: dict[str, Any]) -> None:
@@ -216,7 +305,7 @@ def add_results(directory: str | Path, results: dict[str, Any]) -> None:
     """
     config_file = Path(directory) / "config.json"
     config = read_json(config_file)
-    skipat = config["model_args"]["skipat"] if "architecture" in config else config["skipat"]
+    skipat = config["model_args"]["skipat"] if is_timms(config) else config["skipat"]
     skipat["results"] = results
     write_json(config_file, config)
     card = Path(directory) / "README.md"

@@ -12,6 +12,8 @@ import torch
 import transformers
 from accelerate import Accelerator
 
+from ..convert.muon import multiplies_bf16
+
 
 def quiet_libraries() -> None:
     """Leave the terminal to the recipe's own messages and progress bars."""
@@ -39,6 +41,18 @@ def keep_freed_memory() -> bool:
     trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1  # of <malloc.h>
     libc = ctypes.CDLL(None)
     return all(libc.mallopt(option, most) == 1 for option in (trim_threshold, mmap_threshold))
+
+
+def usual_dtype(device: torch.device) -> str:
+    """The dtype in which a device is fast: bf16, or fp32 where it has none."""
+    return "bf16" if multiplies_bf16(device) else "fp32"
+
+
+def slowness(device: torch.device, mixed_precision: str | None) -> list[str]:
+    """What to say where a precision makes all slower instead of faster."""
+    if mixed_precision != "bf16" or multiplies_bf16(device):
+        return []
+    return ["WARNING: this CPU has no bfloat16 (AVX512), in which it is a hundred times slower: --mixed_precision no"]
 
 
 def machine(device: torch.device) -> str:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ..batches import Images
 from ..convert.evaluation import Evaluator
 from ..convert.settings import TrainingConfig
 from ..measure.counting import count_parameters, gflops
@@ -62,8 +63,8 @@ class Measuring:
             return self.evaluate(self.host.as_saved(model), self.sample_loader)
 
 
-def costs_of(models: dict[str, nn.Module], batch: torch.Tensor, accelerator: Accelerator) -> dict[str, Figures]:
-    """Size and speed of some models, ``teacher`` among them, on one batch (B, C, H, W), by name."""
+def costs_of(models: dict[str, nn.Module], batch: Images, accelerator: Accelerator) -> dict[str, Figures]:
+    """Size and speed of some models, ``teacher`` among them, on one batch, by name."""
     speed = throughput(models, batch, accelerator.autocast)
     return {
         name: {

@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from transformers import HfArgumentParser
 
+from ..analysis.planning import Plan
 from ..core.config import PhiConfig, SkipatConfig
+from .parser import Parser
 from .run_state import read_json
 
 # Four digits at most, as a range of more would only fill the memory before it is refused.
@@ -19,16 +20,12 @@ BLOCKS = re.compile(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?")
 Number = TypeVar("Number", int, float)
 
 
-class Parser(HfArgumentParser):
-    """A parser that raises ValueError, where argparse prints sixty lines of usage and exits."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise ValueError(f"{message}; see --help")
-
-
 def parse(
-    kinds: tuple[Any, ...], argv: list[str], description: str, presets: Mapping[str, Mapping[str, Any]] | None = None
+    kinds: tuple[Any, ...],
+    argv: list[str],
+    text: str,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    name: str | None = None,
 ) -> tuple[Any, ...]:
     """Read a command line into dataclasses.
 
@@ -36,14 +33,15 @@ def parse(
         kinds: The dataclasses.
         argv: The arguments. Where the first is a YAML file, what it holds goes before the others, as if it were given
             on the command line.
-        description: For ``--help``.
+        text: For ``--help``: the description, and below a blank line examples.
         presets: What each value of ``--preset`` sets; the file and the command line go before it.
+        name: Of the command, for ``--help``; that of the script when left out.
 
     Raises:
         ValueError: An argument is unknown or has no such value, the file is none, or there is no such preset.
         OSError: There is no such file.
     """
-    parser = Parser(kinds, description=description)
+    parser = Parser(kinds, name, text)
     if argv and argv[0].endswith((".yaml", ".yml")):
         argv = [*_arguments_in(Path(argv[0]), parser), *argv[1:]]
     if presets is not None:
@@ -79,7 +77,10 @@ def _arguments_in(file: Path, parser: Parser) -> list[str]:
             raise ValueError(f"{file}: {name} must have one value or a list of values, got {value}")
         if values in ([], [""], ["~"], ["null"]):
             continue
-        argv += [f"--{name}", *values] if actions[name].nargs == "+" else [f"--{name}={','.join(values)}"]
+        if not actions[name].option_strings:
+            argv = [*values, *argv]
+        else:
+            argv += [f"--{name}", *values] if actions[name].nargs == "+" else [f"--{name}={','.join(values)}"]
     return argv
 
 
@@ -98,10 +99,21 @@ def parse_cut(args: Any) -> SkipatConfig:
     """
     if args.plan is None:
         return SkipatConfig.parse(parse_skip(args.skip), parse_phi(args))
+    return SkipatConfig.parse(read_plan(Path(args.plan)))
+
+
+def read_plan(file: Path) -> Plan | SkipatConfig:
+    """What ``--plan`` names: a plan, or the blocks and Φ's alone, as they were written before `Plan.save`.
+
+    Raises:
+        ValueError: The file holds no plan.
+        OSError: There is no such file.
+    """
+    held = read_json(file)
     try:
-        return SkipatConfig.from_dict(read_json(Path(args.plan)))
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"--plan takes the plan.json that recipes/analyze.py writes, {args.plan} is none") from error
+        return SkipatConfig.from_dict(held) if "phi" in held else Plan.from_dict(held, str(file))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--plan takes a plan.json of `skipat analyze` or Plan.save: {error}") from error
 
 
 def parse_skip(text: str) -> list[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from torch import nn
 
+from ..core.hub import PushError, push
+from ..tower import Tower
 from . import run_state
 from .checks import check_writable
 from .loading import LoadedModel
@@ -97,10 +101,24 @@ class Output:
         if self.accelerator.is_main_process:
             run_state.replace_folder(self.folder / name, lambda folder: host.save(plain_copy(model), folder))
 
+    def push(self, name: str, repo: str, private: bool | None) -> str:
+        """Push a checkpoint that `save` wrote; returns the address.
+
+        Raises:
+            PushError: It failed; with how to push later.
+        """
+        saved = self.folder / name
+        try:
+            return push(lambda folder: shutil.copytree(saved, folder, dirs_exist_ok=True), repo, private=private)
+        except PushError as error:
+            later = shlex.join(["hf", "upload", repo, str(saved)])
+            raise PushError(f"the work is done and kept, but {error}. Push it later by: {later}") from error
+
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy without what accelerate added to ``forward``."""
     copied = copy.deepcopy(model)
-    copied.__dict__.pop("forward", None)
-    copied.__dict__.pop("_original_forward", None)
+    for module in (copied, Tower.of(copied).module):
+        module.__dict__.pop("forward", None)
+        module.__dict__.pop("_original_forward", None)
     return copied.eval()

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
+from collections.abc import Mapping
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from ..analysis.pictures import pyplot
+from ..analysis import pictures
+from ..convert.evaluation import OF_TEACHER
 from ..core.card import cells
 
-ON_CARD_ONLY = ("prefix_cosine", "patch_cosine")
+ON_CARD_ONLY = ("prefix_cosine", "patch_cosine")  # where a head says more
+# What tells most of a model, the first that there is.
+TELLING = {
+    "agreement": "agreement",
+    "detections": "objects found again",
+    "map_correlation": "map correlation",
+    "embedding_cosine": "embedding cosine",
+    "prefix_cosine": "CLS cosine",
+    "patch_cosine": "patch cosine",
+}
+# What is drawn over time, the first two that there are.
+OF_CLASSES = {
+    "agreement": "agreement with the untouched model",
+    "top1": "top-1",
+    "label_miou": "mIoU",
+    "label_map": "mAP",
+    "depth_delta1": "δ1",
+    "miou": "mIoU with the untouched model",
+}
+BY_LABEL = {"top1", "label_miou", "label_map", "depth_delta1"}  # shares that labels tell, of the teacher too
+CURVES = OF_CLASSES | {key: name for key, name in TELLING.items() if key not in OF_CLASSES}
 
 
 def table(results: dict[str, Any]) -> Table:
     """The final table for the terminal."""
-    classifies = "agreement" in results["rows"]["teacher"]
+    classifies = any({"kl", "head"} & row.keys() for row in results["rows"].values())
     header, body = cells(results, ON_CARD_ONLY if classifies else ())
     shown = Table(title=title(results), title_justify="left", box=box.SIMPLE_HEAD)
     for index, name in enumerate(header):
@@ -29,7 +55,8 @@ def table(results: dict[str, Any]) -> Table:
 def of_teacher(figures: dict[str, float]) -> dict[str, float]:
     """The row of the untouched model, from the figures of one that was measured against it."""
     row = {"agreement": 1.0, "images": figures["images"]} if "agreement" in figures else {"images": figures["images"]}
-    return {**row, "top1": figures["teacher_top1"]} if "teacher_top1" in figures else row
+    own = {name.removeprefix(OF_TEACHER): value for name, value in figures.items() if name.startswith(OF_TEACHER)}
+    return {**row, **own, "labelled": figures["labelled"]} if own else row
 
 
 def of_checkpoint(results: dict[str, Any], name: str) -> dict[str, Any]:
@@ -50,8 +77,7 @@ def places(results: dict[str, Any], folder: Path) -> str:
     """Where everything lies, and what was checked of it."""
     best = results["best"]
     which = f"step {best['step']}" if best["step"] else best["stage"]
-    shown = {"agreement": "agreement", "prefix_cosine": "CLS cosine", "patch_cosine": "patch cosine"}
-    figure = next(f"{title} {best['figures'][key]:.4f}" for key, title in shown.items() if key in best["figures"])
+    figure = next(f"{title} {best['figures'][key]:.4f}" for key, title in TELLING.items() if key in best["figures"])
     return (
         f"Saved, reloaded in a new process, largest difference in the outputs: {results['reload_difference']:.2g}\n"
         f"Checkpoint: {folder / 'last'}\n"
@@ -69,26 +95,44 @@ def title(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Draw the loss and the measured agreement, or the cosine where there are no classes, over time."""
-    plt = pyplot()
+    """Draw the loss and the measured agreement, or the cosines where there are no classes, over time."""
+    charts = {
+        "Distillation loss": partial(draw_losses, results=results),
+        "On the evaluation split (dotted: cut, not trained)": partial(draw_figures, results=results),
+    }
+    pictures.write(charts, (5, 4), path)
+
+
+def draw_losses(axis: Any, results: Mapping[str, Any]) -> None:
+    """Draw the loss over the steps."""
     losses = [point for point in results["history"] if "loss" in point]
+    axis.plot([p["step"] for p in losses], [p["loss"] for p in losses], marker="o" if len(losses) == 1 else None)
+    axis.set(xlabel="step", ylabel="loss")
+    axis.locator_params(axis="x", integer=True)
+
+
+def draw_figures(axis: Any, results: Mapping[str, Any]) -> None:
+    """Draw what was measured over time, with what the teacher and the cut model give as lines."""
     measured = [point for point in results["history"] if "patch_cosine" in point]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    left.plot([p["step"] for p in losses], [p["loss"] for p in losses])
-    left.set(xlabel="step", ylabel="loss", title="Distillation loss")
-    minutes = [p["seconds"] / 60 for p in measured]
-    names = {"top1": "top-1", "agreement": "agreement with the untouched model", "prefix_cosine": "CLS cosine"}
-    shown = [
-        key for key in names if key in measured[-1] and (key != "prefix_cosine" or "agreement" not in measured[-1])
-    ]
-    for color, key in zip(("C0", "C1", "C2"), shown, strict=False):
-        right.plot(minutes, [100 * p[key] for p in measured], "o-", color=color, label=names[key])
-        right.axhline(100 * results["rows"]["cut"][key], color=color, linestyle=":", linewidth=1)
-    if "top1" in results["rows"]["teacher"]:
-        right.axhline(100 * results["rows"]["teacher"]["top1"], color="C0", linestyle="--", label="teacher's top-1")
-    right.set(
-        xlabel="minutes of solving and training", ylabel="%", title="On the evaluation split (dotted: cut, not trained)"
-    )
-    right.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    shown = [key for key in CURVES if key in measured[-1]][:2]
+    for color, key in zip((pictures.ACCENT, pictures.INK), shown, strict=False):
+        points = [p for p in measured if key in p]  # a sample may hold no image with a label
+        axis.plot(
+            [p["seconds"] / 60 for p in points], [100 * p[key] for p in points], "o-", color=color, label=CURVES[key]
+        )
+        axis.axhline(100 * results["rows"]["cut"][key], color=color, linestyle=":", linewidth=1)
+    for key in BY_LABEL & results["rows"]["teacher"].keys():
+        best = 100 * results["rows"]["teacher"][key]
+        axis.axhline(best, color=pictures.MUTED, linestyle="--", linewidth=1, label=f"teacher's {CURVES[key]}")
+    axis.set(xlabel="minutes of solving and training", ylabel="%")
+    axis.grid(axis="y")
+    axis.legend()
+
+
+def versions() -> dict[str, str]:
+    """What a run was made with."""
+    found = {"Python": platform.python_version()}
+    for name in ("skipat-surgery", "torch", "transformers", "timm"):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # a clone need not be installed
+            found[name] = metadata.version(name)
+    return found

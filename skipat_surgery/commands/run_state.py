@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 
 PREFIX = "step-"
+CHECKSUMS = "checksums.json"
 UNFINISHED, REPLACED = ".unfinished", ".replaced"
 
 
@@ -19,6 +21,9 @@ def save(accelerator: Accelerator, folder: Path, step: int) -> None:
     """Write a checkpoint under a temporary name, then give it its own: one that has its name is whole.
 
     Only the newest two are kept.
+
+    Raises:
+        OSError: It cannot be written.
     """
     final = folder / f"{PREFIX}{step:08d}"
     partial = final.with_name(final.name + UNFINISHED)
@@ -26,12 +31,15 @@ def save(accelerator: Accelerator, folder: Path, step: int) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    try:
+        accelerator.save_state(str(partial))
+    except RuntimeError as error:  # torch.save tells so of a full disk
+        raise OSError(f"{partial} could not be written: {error}") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _flush(file)
+        write_json(partial / CHECKSUMS, {str(file.relative_to(partial)): _checksum(file) for file in _files(partial)})
+        for file in _files(partial):
+            _flush(file)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _flush(folder)
@@ -64,6 +72,51 @@ def finished(folder: Path) -> list[Path]:
     """The whole checkpoints in a folder, oldest first."""
     names = folder.glob(f"{PREFIX}*")
     return sorted(path for path in names if path.is_dir() and not path.name.endswith(UNFINISHED))
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint in a folder that is as it was written, and warnings of newer ones that are not.
+
+    Raises:
+        ValueError: There are some, and all are damaged.
+    """
+    damages: list[str] = []
+    for checkpoint in reversed(finished(folder)):
+        damage = _damage(checkpoint)
+        if damage is None:
+            return checkpoint, [f"WARNING: {damage}; an older checkpoint is gone on from" for damage in damages]
+        damages.append(f"{checkpoint} is damaged: {damage}")
+    if damages:
+        raise ValueError(f"{'; '.join(damages)}. Delete {folder.parent}, and begin again")
+    return None, []
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """The first file of a checkpoint that is not as it was written, in words."""
+    if not (checkpoint / CHECKSUMS).exists():  # of a version that wrote none
+        return None
+    try:
+        expected = read_json(checkpoint / CHECKSUMS)
+    except ValueError as error:
+        return str(error)
+    for name, checksum in expected.items():
+        if not (checkpoint / name).is_file():
+            return f"it has no {name}"
+        if _checksum(checkpoint / name) != checksum:
+            return f"{name} is not as it was written"
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _checksum(file: Path) -> str:
+    found = hashlib.sha256()
+    with file.open("rb") as opened:
+        while part := opened.read(2**20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -76,7 +76,8 @@ def _stopped(prepare: Callable[[list[str]], Command], argv: list[str], resumable
     except KeyboardInterrupt:
         return Stopped(INTERRUPTED, f"interrupted{resume}")
     except FAILURES as error:
-        return Stopped(FAILED, f"error: {_said(error)}{resume if isinstance(error, OSError) else ''}")
+        later = resume if isinstance(error, (OSError, SafetensorError)) else ""
+        return Stopped(FAILED, f"error: {_said(error)}{later}")
     return None
 
 

@@ -3,29 +3,94 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import PIL.Image
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
+from ..observing import evaluating, outputs_of
+from ..tasks.finding import NAMED, give_task, task_named
+from ..tower import Tower
 from . import digits, images, loading
+from .classes import count_of, names_of
+from .data import ImageData, load_image_data
 from .loading import LoadedModel
+from .maps import Maps, maps_of
+from .texts import parse_texts, zero_shot
+from .whole_images import seen_whole
 
 TEACHER = "teacher"
 
 
-def load_model(name: str, accelerator: Accelerator, output: Path) -> LoadedModel:
-    """The model to convert. The demonstration's teacher is trained by the main process, and nothing is written.
+def load_model(
+    name: str, accelerator: Accelerator, output: Path, task: str | None = None, texts: str | None = None
+) -> LoadedModel:
+    """The model to convert, with the task that it is given.
 
     Args:
         name: As `loading.load` takes it, or ``digits``.
         accelerator: Of the run.
         output: Where `keep_teacher` may have kept the demonstration's teacher.
+        task: The name of its task; found from its class when left out.
+        texts: A text for each class, of a contrastive model.
+
+    Raises:
+        ValueError: The model does not give what the task compares, or takes no texts.
+    """
+    host = _load(name, accelerator, output)
+    if task is not None:
+        give_task(host.model, task_named(task))
+    if texts is not None:
+        give_task(host.model, zero_shot(host, name, parse_texts(texts)))
+    host = seen_whole(host)
+    if task is not None:
+        check_task(host, task)
+    return host
+
+
+def check_task(host: LoadedModel, name: str) -> None:
+    """Check that a model gives what its task compares, on a black picture.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if host.task is None:
+        return
+    black = host.preprocess([PIL.Image.new(host.image_mode, host.image_size[::-1])])
+    device = next(host.model.parameters()).device
+    try:
+        with evaluating(host.model):
+            head = outputs_of(host.model, Tower.of(host.model), black.to(device)).head
+        fits = host.task.distance(head, head).shape == (1,) and bool(host.task.figures(head, head))
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"--task {name}: {type(host.model).__name__} does not give what is compared for {host.task.name}: leave it "
+            f"out, or name another of {', '.join(NAMED)}"
+        )
+
+
+def _load(name: str, accelerator: Accelerator, output: Path) -> LoadedModel:
+    """The model. The demonstration's teacher is trained by the main process, and nothing is written.
+
+    Args:
+        name: As `loading.load` takes it, or ``digits``.
+        accelerator: Of the run.
+        output: Where `keep_teacher` may have kept the demonstration's teacher.
+
+    Raises:
+        ValueError: It takes videos.
     """
     if name != digits.NAME:
-        return loading.load(name)
+        loaded = loading.load(name)
+        _ = loaded.image_size  # which a model of videos does not have: an error
+        return loaded
     saved = output / TEACHER
     if saved.exists():
         return loading.load(str(saved))
@@ -47,6 +112,26 @@ def keep_teacher(host: LoadedModel, output: Path) -> None:
         (output / f"{TEACHER}.unfinished").rename(output / TEACHER)
 
 
+def check_tokens(host: LoadedModel, teacher: LoadedModel) -> None:
+    """Check that a model without classes can learn from a teacher, token by token.
+
+    Raises:
+        ValueError: The tokens of the two are not of one shape.
+    """
+    if host.num_classes is not None:
+        return
+    towers = [Tower.of(loaded.model) for loaded in (host, teacher)]
+    mine, theirs = (
+        f"{tower.family.grid(tower.module)} patches and {tower.num_special_tokens} other tokens of width "
+        f"{tower.family.width(tower.module)}"
+        for tower in towers
+    )
+    if mine != theirs:
+        raise ValueError(
+            f"a model without classes learns from tokens like its own: it has {mine}, the teacher {theirs}"
+        )
+
+
 def load_data(
     name: str,
     num_classes: int | None,
@@ -55,25 +140,39 @@ def load_data(
     eval_split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
-) -> images.ImageData:
-    """The images, with labels that fit the model's classes; the arguments are those of `images.load_image_data`.
-
-    Raises:
-        DataError: The data set cannot be used, or its classes are not the model's.
-    """
+    class_names: Sequence[str] | None = None,
+    maps: Maps | None = None,
+) -> ImageData:
+    """The images that a command names; the arguments are those of `data.load_image_data`."""
     source = digits.load_digits() if name == digits.NAME else name
-    data = images.load_image_data(source, config_name, train_split, eval_split, image_column, label_column)
-    if num_classes and data.num_classes and data.num_classes != num_classes:
-        raise images.DataError(
-            f"the model has {num_classes} classes and {name} has {data.num_classes}, so top-1 would mean nothing; "
-            "nothing was done. Pass --label_column none to distil without labels: agreement and KL are then reported"
-        )
-    return data
+    columns = train_split, eval_split, image_column, label_column
+    return load_image_data(source, config_name, *columns, num_classes, class_names, maps)
 
 
-def unlabelled(host: LoadedModel, data: images.ImageData, count: int, batch_size: int, seed: int) -> DataLoader:
+def load_labelled(host: LoadedModel, given: Mapping[str, Any]) -> ImageData:
+    """The images that a command names, with the labels that tell of its model, where any do.
+
+    Args:
+        host: The model.
+        given: The arguments of the command: the data set and how it is read.
+    """
+    maps = maps_of(host, given.get("ignore_index"), given.get("depth_scale", 1.0), given.get("box_format", "xywh"))
+    labels = given["label_column"] if host.task is not None and host.task.labelled_by else "none"
+    return load_data(
+        given["dataset"],
+        count_of(host.model),
+        config_name=given["dataset_config"],
+        train_split=given["train_split"],
+        eval_split=given["eval_split"],
+        image_column=given["image_column"],
+        label_column=labels,
+        class_names=names_of(host.model),
+        maps=maps,
+    )
+
+
+def unlabelled(host: LoadedModel, data: ImageData, count: int, batch_size: int, seed: int) -> DataLoader:
     """So many training images, without labels and augmentation, in batches; all of them where there are fewer."""
     items = images.ImageItems(data.train, data.image_column, None, host.image_mode)
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))[:count]
-    collate = images.ValidOnly(images.Collate(host.preprocess, host.image_mode, host.image_size))
-    return DataLoader(Subset(items, order.tolist()), batch_size, collate_fn=collate)
+    return DataLoader(images.ReadableBatches(items, order.tolist(), batch_size, host.preprocess), batch_size=None)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from ..core.family import Grid
+from ..batches import Images
+from ..core.ragged import Layout
 from ..observing import evaluating, pixels_of, z_of
 from ..result import Result, titled_table
 from ..tower import Tower, check_pair
@@ -71,8 +72,8 @@ def align(
     Args:
         model: A cut model.
         teacher: The model it was made from, untouched.
-        batches: Image batches (B, C, H, W), ``(images, labels)`` pairs, or mappings with ``pixel_values``; no labels
-            are needed. They are gone through again where they are fewer than `steps`.
+        batches: Batches of images (B, C, H, W) or videos (B, T, C, H, W), ``(images, labels)`` pairs, or mappings with
+            ``pixel_values``; no labels are needed. They are gone through again where they are fewer than `steps`.
         steps: The most batches to use.
         forced: The share of the steps in which each Φ is given the teacher's Z, not that of the Φ before it. None by
             default: `solve` has fitted each Φ to what the one before it really makes, and the teacher's Z leads it
@@ -86,9 +87,19 @@ def align(
         ValueError: The model is not cut, the teacher is, either is in half precision, or there are no images.
         FloatingPointError: The loss is not finite; the model is then as the step before left it.
 
-    Example:
-        >>> skipat_surgery.solve(student, teacher, [images])  # doctest: +SKIP
-        >>> skipat_surgery.align(student, teacher, loader, steps=100)  # doctest: +SKIP
+    Examples:
+        >>> import copy
+        >>> import timm
+        >>> import torch
+        >>> import skipat_surgery
+        >>> small = dict(img_size=32, patch_size=8, embed_dim=32, depth=6, num_heads=2, num_classes=4)
+        >>> teacher = timm.create_model("vit_tiny_patch16_224", **small).eval()
+        >>> student = skipat_surgery.apply(copy.deepcopy(teacher), skip=[2, 3])
+        >>> batches = torch.randn(64, 3, 32, 32).split(16)
+        >>> solved = skipat_surgery.solve(student, teacher, batches, progress=False)
+        >>> result = skipat_surgery.align(student, teacher, batches, steps=4, progress=False)
+        >>> result.steps
+        4
     """
     student, original = check_pair(model, teacher)
     check_precision(model, teacher)
@@ -180,7 +191,7 @@ def repeated(batches: Iterable[Any], count: int) -> Iterator[Any]:
             )
 
 
-def _loss(student: Tower, original: Tower, pixels: Tensor, chained: bool) -> Tensor:
+def _loss(student: Tower, original: Tower, pixels: Images, chained: bool) -> Tensor:
     """The loss of one batch, with a gradient."""
     alone = not any(phi.reads_x or phi.pool for phi in map(partial(phi_of, student), student.skip))
     sources = [run[0] - 1 for run in student.config.runs] if alone else []
@@ -192,8 +203,9 @@ def _loss(student: Tower, original: Tower, pixels: Tensor, chained: bool) -> Ten
         found = (
             _chain(student, targets | later, targets, pixels, chained) if alone else z_of(student, student.skip, pixels)
         )
+        real = student.real(pixels)
         losses = [
-            relative_error(found[index].float(), targets[index].float(), student.num_special_tokens).mean()
+            relative_error(found[index].float(), targets[index].float(), student.num_special_tokens, real).mean()
             for index in student.skip
         ]
         return torch.stack(losses).mean()
@@ -208,19 +220,20 @@ def _update(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _chain(
-    student: Tower, sources: dict[int, Tensor], targets: dict[int, Tensor], pixels: Tensor, chained: bool
+    student: Tower, sources: dict[int, Tensor], targets: dict[int, Tensor], pixels: Images, chained: bool
 ) -> dict[int, Tensor]:
     """What every Φ makes, by block: of what the Φ before it made, from the run's source on, or of the teacher's Z."""
     found: dict[int, Tensor] = {}
+    layout = student.layout(pixels)
     for run in student.config.runs:
         z = sources[run[0] - 1]
         for index in run:
             given = z if chained else targets[index - 1]
-            z = found[index] = phi_output(student, index, given, student.grid(pixels), targets[index])
+            z = found[index] = phi_output(student, index, given, student.layout_in(index, layout), targets[index])
     return found
 
 
-def phi_output(tower: Tower, index: int, z: Tensor, grid: Grid, expected: Tensor) -> Tensor:
+def phi_output(tower: Tower, index: int, z: Tensor, grid: Layout, expected: Tensor) -> Tensor:
     """What a block's Φ makes of Z (B, N, D), both with the patches last as `z_of` gives them.
 
     Prefix tokens that attend have the Z that is expected of them: Φ has no part in it.

@@ -14,13 +14,15 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..observing import labels_of, pixels_of
 from ..result import Result, titled_table
+from ..tasks.finding import task_of
+from ..tasks.task import Task
 from ..tower import check_pair
 from .align import repeated
 from .finite import check_loss, check_precision, in_float16
 from .losses import LossWeights, distances, distillation_loss, label_loss
 from .optimizers import LEARNING_RATE, MUON_LEARNING_RATE, WEIGHT_DECAY, freeze_untouched, optimizers
 from .rates import STEPS, probe
-from .sharing import front, outputs_of_both
+from .sharing import outputs_of_both, train_mode
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def distill(
     weight_decay: float = WEIGHT_DECAY,
     warmup_steps: int | None = None,
     max_grad_norm: float = 1.0,
+    task: Task | None = None,
     progress: bool = True,
 ) -> DistillResult:
     """Train a cut model end to end against the model it was made from, in place.
@@ -68,8 +71,8 @@ def distill(
     Args:
         student: A cut model; best solved first.
         teacher: The model it was made from, untouched.
-        batches: Image batches (B, C, H, W), ``(images, labels)`` pairs, or mappings with ``pixel_values`` and perhaps
-            ``labels``. They are gone through again where they are fewer than `steps`.
+        batches: Batches of images (B, C, H, W) or videos (B, T, C, H, W), ``(images, labels)`` pairs, or mappings with
+            ``pixel_values`` and perhaps ``labels``. They are gone through again where they are fewer than `steps`.
         steps: Optimizer steps, one a batch.
         weights: What each term of the loss counts; ``LossWeights()`` when left out.
         learning_rate: Peak rate of AdamW; a cosine to zero follows the warm-up.
@@ -79,6 +82,7 @@ def distill(
         weight_decay: Decoupled, of all matrices.
         warmup_steps: Steps to warm up; a thirteenth of `steps` when left out.
         max_grad_norm: Gradients are clipped to this norm.
+        task: What both models are for, which says how their outputs are compared; found from their class when left out.
         progress: Whether to show a bar.
 
     Raises:
@@ -86,9 +90,19 @@ def distill(
             labels where they are to count.
         FloatingPointError: The loss is not finite; the student is then as the step before left it.
 
-    Example:
-        >>> skipat_surgery.solve(student, teacher, loader)  # doctest: +SKIP
-        >>> skipat_surgery.distill(student, teacher, loader, steps=540)  # doctest: +SKIP
+    Examples:
+        >>> import copy
+        >>> import timm
+        >>> import torch
+        >>> import skipat_surgery
+        >>> small = dict(img_size=32, patch_size=8, embed_dim=32, depth=6, num_heads=2, num_classes=4)
+        >>> teacher = timm.create_model("vit_tiny_patch16_224", **small).eval()
+        >>> student = skipat_surgery.apply(copy.deepcopy(teacher), skip=[2, 3])
+        >>> batches = torch.randn(64, 3, 32, 32).split(16)
+        >>> solved = skipat_surgery.solve(student, teacher, batches, progress=False)
+        >>> result = skipat_surgery.distill(student, teacher, batches, steps=4, progress=False)
+        >>> len(result.losses)
+        4
     """
     weights = LossWeights() if weights is None else weights
     if steps < 1:
@@ -99,7 +113,8 @@ def distill(
     states = range(first, depth - 1) if weights.blocks else ()
     modes = {module: module.training for model in (student, teacher) for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in student.parameters()}
-    freeze_untouched(student)
+    task = task_of(teacher) if task is None else task
+    freeze_untouched(student, task)
 
     def make(scale: float) -> list[torch.optim.Optimizer]:
         rates = {"learning_rate": scale * learning_rate, "muon_learning_rate": scale * muon_learning_rate}
@@ -107,7 +122,9 @@ def distill(
 
     def loss_of(batch: Any) -> Tensor:
         images, labels = pixels_of(batch).to(device), labels_of(batch) if weights.labels else None
-        found, expected = outputs_of_both((student, towers[0]), (teacher, towers[1]), images, states, share=True)
+        found, expected = outputs_of_both(
+            (student, towers[0]), (teacher, towers[1]), images, states, share=True, task=task
+        )
         terms = distances(found, expected, towers[0].num_special_tokens, weights.temperature)
         if weights.labels:
             terms["labels"] = _label_term(found.logits, labels)
@@ -118,10 +135,8 @@ def distill(
     device = next(student.parameters()).device
     bar = tqdm(repeated(batches, steps), total=steps, desc="Distilling", unit="step", disable=not progress)
     try:
-        student.train()
         teacher.eval()
-        for block in front(towers[0]):
-            block.eval()
+        train_mode(student, towers[0], task)
         if rate_scale is None:
             rate_scale = probe(student, loss_of, make, list(repeated(batches, STEPS + 1)), max_grad_norm)
         chosen = make(rate_scale)
@@ -149,7 +164,7 @@ def distill(
     return DistillResult(tuple(losses), rate_scale)
 
 
-def _label_term(logits: Tensor | None, labels: Tensor | None) -> Tensor:
+def _label_term(logits: Tensor | None, labels: Any) -> Tensor:
     """Cross-entropy with the labels of each image.
 
     Raises:
@@ -157,4 +172,4 @@ def _label_term(logits: Tensor | None, labels: Tensor | None) -> Tensor:
     """
     if logits is None or labels is None:
         raise ValueError("weights.labels needs a model with classes and batches with labels: leave it 0")
-    return label_loss(logits, labels.to(logits.device))
+    return label_loss(logits, labels)

@@ -10,7 +10,9 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from ..batches import Images, values_of
 
 HALF = {torch.float16, torch.bfloat16}
 OVERFLOW = "float16 overflows beyond 65504: compute in bfloat16 or float32 (--mixed_precision bf16 or no)"
@@ -38,7 +40,7 @@ def in_float16(device: torch.device) -> bool:
 
 
 def check_loss(
-    loss: float, step: int, student: nn.Module, teacher: nn.Module, images: Tensor, *, float16: bool = False
+    loss: float, step: int, student: nn.Module, teacher: nn.Module, images: Images, *, float16: bool = False
 ) -> None:
     """Check the loss of one step, before its gradient changes anything.
 
@@ -59,8 +61,8 @@ def check_loss(
         )
 
 
-def _cause(step: int, student: nn.Module, teacher: nn.Module, images: Tensor, float16: bool) -> str:
-    if not bool(images.isfinite().all()):
+def _cause(step: int, student: nn.Module, teacher: nn.Module, images: Images, float16: bool) -> str:
+    if not bool(values_of(images).isfinite().all()):
         return "the images hold values that are not finite"
     if not_finite(teacher):
         return f"the teacher's weights are not finite ({not_finite(teacher)[0]})"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core.padding import mean_of
 from ..observing import Outputs
+from ..tasks.labels import NO_LABEL, class_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,7 @@ class LossWeights:
 
     Args:
         kl: KL divergence of the student's class distribution from the teacher's; nothing for a model without classes.
+        head: Distance between what any other head gives and the teacher's, as its task has it.
         prefix: 1 - cosine of the prefix tokens (CLS) after the last norm.
         patches: Squared error of the normalised patch tokens after the last norm.
         blocks: Squared error over variance of the hidden states between the blocks, from the first skipped one on:
@@ -27,6 +31,7 @@ class LossWeights:
     """
 
     kl: float = 1.0
+    head: float = 1.0
     prefix: float = 0.5
     patches: float = 0.5
     blocks: float = 15.0
@@ -37,6 +42,7 @@ class LossWeights:
         """The weighted sum (B,) of the terms that `distances` and `label_loss` give, by name."""
         weights = {
             "kl": self.kl,
+            "head": self.head,
             "prefix": self.prefix,
             "patches": self.patches,
             "blocks": self.blocks,
@@ -51,44 +57,55 @@ def distances(
     """The terms of the loss for each image, (B,) by name.
 
     ``patches``, ``prefix`` and, for the states that both have, ``blocks`` where both models have the same tokens
-    (another teacher may not); ``kl`` where both have classes.
+    (another teacher may not); ``kl`` where both have classes, ``head`` where both have another head of one task.
 
     Raises:
-        ValueError: The two models have neither in common.
+        ValueError: The two models have nothing of this in common.
     """
     count = num_prefix_tokens
     terms: dict[str, Tensor] = {}
     if student.tokens.shape == teacher.tokens.shape:
         width = student.tokens.shape[-1:]
         mine, theirs = F.layer_norm(student.tokens, width), F.layer_norm(teacher.tokens, width)
-        terms["patches"] = (mine[:, count:] - theirs[:, count:]).square().mean(dim=(1, 2))
+        terms["patches"] = image_means((mine[:, count:] - theirs[:, count:]).square(), student.real)
         if count:
             cosine = F.cosine_similarity(student.tokens[:, :count], teacher.tokens[:, :count], dim=-1)
             terms["prefix"] = 1 - cosine.mean(dim=1)
         common = student.states.keys() & teacher.states.keys()
         if common:
-            errors = [relative_error(student.states[index], teacher.states[index], count) for index in sorted(common)]
+            errors = [
+                relative_error(student.states[index], teacher.states[index], count, student.real)
+                for index in sorted(common)
+            ]
             terms["blocks"] = torch.stack(errors).mean(dim=0)
-    if student.logits is not None and teacher.logits is not None:
-        log_p = (teacher.logits / temperature).log_softmax(dim=-1)
-        log_q = (student.logits / temperature).log_softmax(dim=-1)
-        terms["kl"] = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1) * temperature**2
+    if student.task is not None and student.shares_head(teacher):
+        terms[student.task.term] = student.task.distance(student.head, teacher.head, temperature)
     if not terms:
-        raise ValueError("the model and its teacher have neither classes nor the shape of their tokens in common")
+        raise ValueError("the model and its teacher have neither a head nor the shape of their tokens in common")
     return terms
 
 
-def relative_error(found: Tensor, expected: Tensor, num_prefix_tokens: int) -> Tensor:
-    """Squared error over variance for each image (B,), patches and prefix tokens apart and then averaged."""
+def relative_error(found: Tensor, expected: Tensor, num_prefix_tokens: int, real: Tensor | None = None) -> Tensor:
+    """Squared error over variance for each image (B,), patches and prefix tokens apart and then averaged.
+
+    Only the patches that are no padding count, where `real` (B, N) tells.
+    """
     parts = []
-    for tokens in (slice(0, num_prefix_tokens), slice(num_prefix_tokens, None)):
+    for tokens, kept in ((slice(0, num_prefix_tokens), None), (slice(num_prefix_tokens, None), real)):
         mine, theirs = found[:, tokens], expected[:, tokens]
         if theirs.shape[1]:
-            variance = (theirs - theirs.mean(dim=(0, 1))).square().mean()
-            parts.append(
-                (mine - theirs).square().mean(dim=(1, 2)) / variance.clamp(min=torch.finfo(variance.dtype).tiny)
-            )
+            every = theirs if kept is None else theirs[kept][None]
+            variance = (every - every.mean(dim=(0, 1))).square().mean()
+            errors = image_means((mine - theirs).square(), kept)
+            parts.append(errors / variance.clamp(min=torch.finfo(variance.dtype).tiny))
     return torch.stack(parts).mean(dim=0)
+
+
+def image_means(values: Tensor, real: Tensor | None = None) -> Tensor:
+    """The mean for each image (B,) of what its tokens have, (B, n, …), or of those that are `real` (B, n)."""
+    if real is None:
+        return values.mean(dim=tuple(range(1, values.ndim)))
+    return mean_of(values.unflatten(1, (-1, 1)).flatten(2), real).mean(dim=(1, 2))
 
 
 def distillation_loss(terms: Mapping[str, Tensor], weights: LossWeights, valid: Tensor | None = None) -> Tensor:
@@ -106,9 +123,10 @@ def mixup(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
     return share * images + (1 - share) * images[torch.randperm(len(images), generator=generator).to(images.device)]
 
 
-def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy for each image (B,) of the logits (B, classes) with labels (B,); 0 where the label is unknown."""
-    return F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="none")
+def label_loss(logits: Tensor, labels: Any) -> Tensor:
+    """Cross-entropy for each image (B,) of the logits (B, classes) with its label; 0 where it has none.
 
-
-NO_LABEL = -1
+    Raises:
+        ValueError: `labels.class_ids` does not take the labels.
+    """
+    return F.cross_entropy(logits, class_ids(labels, logits), ignore_index=NO_LABEL, reduction="none")

@@ -122,11 +122,21 @@ class Moments:
         return float(residual / variance)
 
 
-def sampled(number: int, *tokens: Tensor) -> list[Tensor]:
-    """The same patches of each (B, N, D), as rows (B·n, D): all of them, or a sample that the batch's number draws."""
+def sampled(number: int, *tokens: Tensor, real: Tensor | None = None) -> list[Tensor]:
+    """The same patches of each (B, N, D), as rows (B·n, D): all of them, or a sample that the batch's number draws.
+
+    Those that are no padding, where `real` (B, N) tells: then of all images together.
+    """
+    if real is not None:
+        kept = _drawn(number, int(real.sum()), len(real) * SAMPLED).to(real.device)
+        return [each[real][kept] for each in tokens]
     count = tokens[0].shape[1]
     if count > SAMPLED:
-        draw = torch.Generator().manual_seed(number)
-        kept = torch.randperm(count, generator=draw)[:SAMPLED].to(tokens[0].device)
+        kept = _drawn(number, count, SAMPLED).to(tokens[0].device)
         return [each[:, kept].flatten(0, 1) for each in tokens]
     return [each.flatten(0, 1) for each in tokens]
+
+
+def _drawn(number: int, count: int, most: int) -> Tensor:
+    """So many of `count` at most, in the order that a number draws."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(number))[:most]

@@ -5,34 +5,45 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..observing import num_classes_of
+from ..tasks.classification import Logits
+from ..tasks.finding import task_of
+from ..tasks.task import Task
 from ..tower import Tower
+from .muon import Muon
 
 LEARNING_RATE = 1e-3
 MUON_LEARNING_RATE = 7e-4
 WEIGHT_DECAY = 0.01
 
 
-def freeze_untouched(model: nn.Module) -> int:
+def freeze_untouched(model: nn.Module, task: Task | None = None) -> int:
     """Freeze what the cut did not change: the embeddings and the blocks before the first skipped one.
 
-    They give exactly what the teacher's give. For a model without classes, what comes after the last norm is frozen
-    too, as no term of the loss reads it.
+    They give exactly what the teacher's give. Beyond the tower, a linear head of logits is trained with it; a decoder
+    stays the teacher's, and what it makes of the tokens trains these.
+
+    Args:
+        model: A cut model.
+        task: What it is for; found when left out.
 
     Returns:
         The number of parameters that remain trainable.
     """
-    tower = Tower.of(model)
+    tower, task = Tower.of(model), task_of(model) if task is None else task
     blocks = tower.family.block_list(tower.module)
-    trained: list[nn.Module] = [*blocks[tower.skip[0] :], tower.last_module()]
-    if num_classes_of(model) is not None:
+    later = [
+        tower.module.get_submodule(path)  # whole, with what merges patches
+        for path, stage in zip(tower.family.stage_paths(tower.module), tower.stages, strict=False)
+        if stage.blocks.start > tower.skip[0]
+    ]
+    trained: list[nn.Module] = [*blocks[tower.skip[0] :], *later, tower.last_module()]
+    keep = {id(parameter) for module in trained for parameter in module.parameters()}
+    if isinstance(task, Logits):
         inside = {id(parameter) for parameter in tower.module.parameters()}
-        head = [
-            p for name, p in model.named_parameters() if id(p) not in inside or name.startswith(("head", "fc_norm"))
-        ]
-    else:
-        head = []
-    keep = {id(parameter) for module in trained for parameter in module.parameters()} | {id(p) for p in head}
+        head = {
+            id(p) for name, p in model.named_parameters() if id(p) not in inside or name.startswith(("head", "fc_norm"))
+        }
+        keep |= head
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in keep)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -70,7 +81,4 @@ def optimizers(
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.98))
     if not matrices:
         return [adamw]
-    return [
-        adamw,
-        torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-    ]
+    return [adamw, Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay)]

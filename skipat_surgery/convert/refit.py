@@ -8,7 +8,7 @@ is fitted to Z_teacher - Z_student, then that of the last map of every MLP to X_
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..core.windows import Windows
 from ..observing import evaluating, observe
 from ..result import Result, titled_table
 from ..tower import check_pair
@@ -25,7 +26,9 @@ from .losses import relative_error
 from .moments import Moments, sampled
 from .states import State, Walk, walks
 
-RIDGE = 1e-2
+# Tried one after the other. How far a map may go from its weights depends on how many images there are: what 48 photos
+# say of a DINOv2-S is worth a tenth of what its own weights know, on which the error doubles with the smallest.
+RIDGES = (1e-2, 1e-1, 1.0, 10.0)
 HELD_OUT = 4  # one batch of four measures, the second, the others fit
 # A channel that its LayerScale all but closes cannot be fitted through it.
 CLOSED = 1e-6
@@ -59,25 +62,27 @@ def refit(
     teacher: nn.Module,
     batches: Iterable[Any],
     *,
-    ridge: float = RIDGE,
+    ridge: float | Sequence[float] = RIDGES,
     prefix_weight: int = 8,
     progress: bool = True,
 ) -> RefitResult:
     """Refit the last linear map of every MLP, and W_o of every whole MSA, from the first skipped block on, in place.
 
-    The regression is anchored at the pretrained weights: what is penalised is the change. A map with which the error on
-    held-out images does not fall keeps its weights. Left alone are post-norm blocks, whose X does not follow their MLP
-    linearly, maps that are used elsewhere too, and MSAs of which Φ keeps only a part.
+    The regression is anchored at the pretrained weights: what is penalised is the change, by the ridge with which the
+    error on held-out images is least. A map with which it does not fall keeps its weights. Left alone are post-norm
+    blocks, whose X does not follow their MLP linearly, maps that are used elsewhere too, and MSAs of which Φ keeps only
+    a part.
 
     The hidden states of all images are kept, on the CPU beyond `states.ROOM` bytes in a file, and each block runs four
-    to five times.
+    to five times, and once more on the held-out images for each further ridge.
 
     Args:
         student: A cut model, solved.
         teacher: The model it was made from, untouched.
-        batches: Image batches (B, C, H, W), ``(images, labels)`` pairs, or mappings with ``pixel_values``; at least
-            two, as one of four is held out. They are gone through once.
-        ridge: Added to each variance of a map's inputs, as a fraction of the mean one.
+        batches: Batches of images (B, C, H, W) or videos (B, T, C, H, W), ``(images, labels)`` pairs, or mappings with
+            ``pixel_values``; at least two, as one of four is held out. They are gone through once.
+        ridge: Added to each variance of a map's inputs, as a fraction of the mean one; of several, each map takes its
+            best.
         prefix_weight: How many times a prefix token counts as much as a patch.
         progress: Whether to show a bar.
 
@@ -85,22 +90,35 @@ def refit(
         The errors by block.
 
     Raises:
-        ValueError: The model is not cut, the teacher is, or there are fewer than two batches.
+        ValueError: The model is not cut, the teacher is, there are fewer than two batches, or `ridge` is below 0.
 
-    Example:
-        >>> skipat_surgery.solve(student, teacher, loader)  # doctest: +SKIP
-        >>> print(skipat_surgery.refit(student, teacher, loader))  # doctest: +SKIP
+    Examples:
+        >>> import copy
+        >>> import timm
+        >>> import torch
+        >>> import skipat_surgery
+        >>> small = dict(img_size=32, patch_size=8, embed_dim=32, depth=6, num_heads=2, num_classes=4)
+        >>> teacher = timm.create_model("vit_tiny_patch16_224", **small).eval()
+        >>> student = skipat_surgery.apply(copy.deepcopy(teacher), skip=[2, 3])
+        >>> batches = torch.randn(64, 3, 32, 32).split(16)
+        >>> solved = skipat_surgery.solve(student, teacher, batches, progress=False)
+        >>> result = skipat_surgery.refit(student, teacher, batches, progress=False)
+        >>> sorted(result.after)
+        [2, 3, 4, 5]
     """
     mine, original = check_pair(student, teacher)
+    ridges = [ridge] if isinstance(ridge, (int, float)) else list(ridge)
+    if not ridges or min(ridges) < 0:
+        raise ValueError(f"ridge must be a number from 0 on, or some, got {ridge!r}")
     before: dict[int, float] = {}
     after: dict[int, float] = {}
     shared = _shared_parameters(student)
     with evaluating(student, teacher):
         walk, reference = walks(mine, original, batches, progress)
         images = _count(walk)
-        blocks = range(walk.index, len(mine.blocks))
+        blocks = range(walk.index, mine.reach)
         for index in tqdm(blocks, desc="Refitting", unit="block", disable=not progress):
-            block = _Block(walk, reference, shared, ridge, prefix_weight)
+            block = _Block(walk, reference, shared, ridges, prefix_weight)
             before[index], after[index] = block.refit()
             walk.move_on()
     return RefitResult(images, before, after)
@@ -109,9 +127,11 @@ def refit(
 class _Block:
     """One block being refitted. The teacher's walk has moved past it, the student's stands before it."""
 
-    def __init__(self, student: Walk, teacher: Walk, shared: set[int], ridge: float, prefix_weight: float) -> None:
+    def __init__(
+        self, student: Walk, teacher: Walk, shared: set[int], ridges: Sequence[float], prefix_weight: float
+    ) -> None:
         self.student, self.teacher, self.index = student, teacher, student.index
-        self.tower, self.ridge, self.prefix_weight = student.tower, ridge, prefix_weight
+        self.tower, self.ridges, self.prefix_weight = student.tower, ridges, prefix_weight
         self.held_out = [number for number in range(len(student)) if number % HELD_OUT == 1]
         self.fitting = [number for number in range(len(student)) if number % HELD_OUT != 1]
         self.z: dict[int, Tensor] = {}
@@ -126,7 +146,8 @@ class _Block:
 
     def _teacher_states(self) -> Iterator[State]:
         for number in range(len(self.teacher)):
-            with observe(self.teacher.tower, [self.index] if self.attention else []) as seen:
+            wanted, grid = [self.index] if self.attention else [], self.student.states[number].grid
+            with observe(self.teacher.tower, wanted, grid=grid) as seen:
                 state = self.teacher.run(number)
             if self.attention and number in self.fitting:
                 self.z[number] = seen.z[self.index]
@@ -134,29 +155,33 @@ class _Block:
 
     def run_x(self, number: int = 0) -> Tensor:
         """X after the block."""
-        return self.tower.patches_last(self.student.run(number).x)
+        return self.tower.state_tokens(self.student.run(number).x, self.student.states[number].grid)
 
     def run_z(self, number: int = 0) -> Tensor:
         """Z of the block."""
-        with observe(self.tower, [self.index]) as seen:
+        with observe(self.tower, [self.index], grid=self.student.states[number].grid) as seen:
             self.student.run(number)
         return seen.z[self.index]
 
     def expected_x(self, number: int) -> Tensor:
         """The teacher's X after the block."""
-        return self.tower.patches_last(self.teacher.states[number].x)
+        return self.tower.state_tokens(self.teacher.states[number].x, self.student.states[number].grid)
 
     def error(self) -> float:
         """The error of X after the block, over its variance, on the held-out images."""
         count = self.tower.num_special_tokens
-        errors = [relative_error(self.run_x(n).double(), self.expected_x(n).double(), count) for n in self.held_out]
+        errors = [
+            relative_error(self.run_x(n).double(), self.expected_x(n).double(), count, self.student.states[n].real)
+            for n in self.held_out
+        ]
         return float(torch.cat(errors).mean())
 
     def refit(self) -> tuple[float, float]:
         """Refit what can be, and return the error before and after."""
         first = error = self.error()
         if self.attention:
-            error = self.fit(*self.attention, self.run_z, self.z.__getitem__, error)
+            windows = self.tower.windows_in(self.index)
+            error = self.fit(*self.attention, self.run_z, self.z.__getitem__, error, windows)
         self.z.clear()
         if self.mlp:
             error = self.fit(*self.mlp, self.run_x, self.expected_x, error)
@@ -169,37 +194,55 @@ class _Block:
         run: Callable[[int], Tensor],
         expected: Callable[[int], Tensor],
         error: float,
+        windows: Windows | None = None,
     ) -> float:
         """Add the change to a linear map that brings what follows it closest to what is expected.
+
+        Its inputs may lie in windows.
 
         Returns:
             The error on the held-out images, which is the one given where the map gained nothing and is as it was.
         """
+        moments = self.moments(linear, scale, run, expected, windows)
+        best = {name: tensor.clone() for name, tensor in linear.state_dict().items()}
+        pretrained = best
+        for ridge in self.ridges:
+            linear.load_state_dict(pretrained)
+            change = moments.ridge_regression(ridge, alike=False)
+            linear.weight.add_(change)
+            if linear.bias is not None:
+                linear.bias.add_(moments.bias(change))
+            torch.clear_autocast_cache()  # inside autocast, the new weights would stay hidden behind old casts
+            found = self.error()
+            if found < error:
+                error, best = found, {name: tensor.clone() for name, tensor in linear.state_dict().items()}
+        linear.load_state_dict(best)
+        torch.clear_autocast_cache()
+        return error
+
+    def moments(
+        self,
+        linear: nn.Linear,
+        scale: Tensor,
+        run: Callable[[int], Tensor],
+        expected: Callable[[int], Tensor],
+        windows: Windows | None,
+    ) -> Moments:
+        """Of the inputs of a linear map, and of what its output lacks, on the images that fit."""
         count, moments, inputs = self.tower.num_special_tokens, Moments(), []
         divisor = torch.where(scale.abs() > CLOSED * scale.abs().max(), scale, torch.inf)
         hook = linear.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
         try:
             for number in self.fitting:
                 target = (expected(number) - run(number)) / divisor
-                h = self.tower.patches_last(inputs.pop())
-                rows, missing = sampled(number, h[:, count:], target[:, count:])
+                h = self.tower.inner_tokens(inputs.pop(), self.student.states[number].grid, windows)
+                rows, missing = sampled(number, h[:, count:], target[:, count:], real=self.student.states[number].real)
                 moments.add(rows, missing)
                 if count:
                     moments.add(h[:, :count].flatten(0, 1), target[:, :count].flatten(0, 1), self.prefix_weight)
         finally:
             hook.remove()
-        kept = {name: tensor.clone() for name, tensor in linear.state_dict().items()}
-        change = moments.ridge_regression(self.ridge, alike=False)
-        linear.weight.add_(change)
-        if linear.bias is not None:
-            linear.bias.add_(moments.bias(change))
-        torch.clear_autocast_cache()  # inside autocast, the new weights would stay hidden behind old casts
-        found = self.error()
-        if found < error:
-            return found
-        linear.load_state_dict(kept)
-        torch.clear_autocast_cache()
-        return error
+        return moments
 
 
 def last_linear(candidates: set[nn.Module], run: Callable[[], Tensor]) -> tuple[nn.Linear, Tensor] | None:
@@ -256,7 +299,7 @@ def _count(walk: Walk) -> tuple[int, int]:
     Raises:
         ValueError: There are none to measure on.
     """
-    held_out = sum(state.x.shape[0] for state in walk.states[1::HELD_OUT])
+    held_out = sum(state.images for state in walk.states[1::HELD_OUT])
     counts = walk.images - held_out, held_out
     if not all(counts):
         raise ValueError(

@@ -15,6 +15,7 @@ NOT_NEGATIVE = (
     "mixup",
     "warmup_steps",
     "kl_weight",
+    "head_weight",
     "prefix_weight",
     "patch_weight",
     "block_weight",
@@ -51,6 +52,7 @@ class TrainingConfig:
     mixup: float = option(0.0, "Mixup's alpha; student and teacher see the same mixture. 0 mixes nothing.")
     min_crop_scale: float = option(1.0, "Training crops hold at least this share of the image.")
     kl_weight: float = option(LossWeights.kl, "Weight of the KL divergence between the class distributions.")
+    head_weight: float = option(LossWeights.head, "Weight of the distance between what other heads give, by task.")
     prefix_weight: float = option(LossWeights.prefix, "Weight of 1 - cosine between the final CLS tokens.")
     patch_weight: float = option(
         LossWeights.patches, "Weight of the squared error between the final normed patch tokens."
@@ -98,6 +100,7 @@ class TrainingConfig:
         """The weights of the loss terms."""
         return LossWeights(
             kl=self.kl_weight,
+            head=self.head_weight,
             prefix=self.prefix_weight,
             patches=self.patch_weight,
             blocks=self.block_weight,

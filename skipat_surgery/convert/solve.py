@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..core.padding import mean_of
 from ..core.phi import Phi
 from ..observing import Seen, evaluating, observe
 from ..result import Result, titled_table
@@ -49,7 +50,7 @@ class SolveResult(Result):
 def solve(
     model: nn.Module, teacher: nn.Module, batches: Iterable[Any], *, ridge: float = RIDGE, progress: bool = True
 ) -> SolveResult:
-    """Fit every Φ of a cut model to its teacher's Z, in place and in closed form (SCIENCE: ridge regression, in order).
+    """Fit every Φ of a cut model to its teacher's Z, in place and in closed form: ridge regression, in order.
 
     The hidden states of all images are kept, on the CPU beyond `states.ROOM` bytes in a file, and each block of either
     model runs about once.
@@ -57,8 +58,8 @@ def solve(
     Args:
         model: A cut model.
         teacher: The model it was made from, untouched.
-        batches: Image batches (B, C, H, W), ``(images, labels)`` pairs, or mappings with ``pixel_values``. No labels
-            are needed. They are gone through once.
+        batches: Batches of images (B, C, H, W) or videos (B, T, C, H, W), ``(images, labels)`` pairs, or mappings with
+            ``pixel_values``. No labels are needed. They are gone through once.
         ridge: Added to each variance of what Φ reads, as a fraction of it.
         progress: Whether to show a bar.
 
@@ -69,9 +70,18 @@ def solve(
         ValueError: The model is not cut, the teacher is, or there are too few images or too much alike; with the count
             needed.
 
-    Example:
-        >>> skipat_surgery.solve(student, teacher, [images])  # doctest: +SKIP
-        SolveResult(images=512, patches={3: 0.41, …}, prefix={3: 0.12, …})
+    Examples:
+        >>> import copy
+        >>> import timm
+        >>> import torch
+        >>> import skipat_surgery
+        >>> small = dict(img_size=32, patch_size=8, embed_dim=32, depth=6, num_heads=2, num_classes=4)
+        >>> teacher = timm.create_model("vit_tiny_patch16_224", **small).eval()
+        >>> student = skipat_surgery.apply(copy.deepcopy(teacher), skip=[2, 3])
+        >>> batches = torch.randn(64, 3, 32, 32).split(16)
+        >>> result = skipat_surgery.solve(student, teacher, batches, progress=False)
+        >>> result.images, sorted(result.patches)
+        (64, [2, 3])
     """
     student, original = check_pair(model, teacher)
     patches: dict[int, float] = {}
@@ -98,12 +108,14 @@ def phi_of(tower: Tower, index: int) -> Phi:
 def images_needed(model: nn.Module) -> int:
     """The fewest images that `solve` can work with at a model's configured size: more rows than unknowns in a fit."""
     tower = Tower.of(model)
-    width, prefix = tower.family.width(tower.module), tower.num_special_tokens
-    height, columns = tower.family.grid(tower.module)
-    phis = [phi_of(tower, index) for index in tower.skip]
-    inputs = max(phi.num_inputs for phi in phis)
-    mapped = 0 if all(phi.attends for phi in phis) else prefix
-    return max(inputs * width // (height * columns), 2 * width // mapped if mapped else 0) + 1
+    return max(_images_needed(tower, index) for index in tower.skip)
+
+
+def _images_needed(tower: Tower, index: int) -> int:
+    """The fewest that the fit of one Φ can work with."""
+    phi, width, prefix = phi_of(tower, index), tower.width_of(index), tower.num_special_tokens
+    of_prefix = 2 * width // prefix if prefix and not phi.attends else 0
+    return max(phi.num_inputs * width // tower.patches_in(index), of_prefix) + 1
 
 
 def check_enough(images: int, model: nn.Module) -> None:
@@ -114,7 +126,8 @@ def check_enough(images: int, model: nn.Module) -> None:
     """
     needed = images_needed(model)
     if images < needed:
-        width = Tower.of(model).family.width(Tower.of(model).module)
+        tower = Tower.of(model)
+        width = tower.width_of(max(tower.skip, key=lambda index: _images_needed(tower, index)))
         raise ValueError(
             f"{images} images are too few to solve Φ of width {width}: give at least {needed}, better several times "
             "as many"
@@ -133,15 +146,17 @@ def solve_block(student: Walk, teacher: Walk, ridge: float = RIDGE) -> tuple[flo
 
     def both() -> Iterator[State]:
         for number in range(len(teacher)):
-            with observe(teacher.tower, [index]) as seen:
+            with observe(teacher.tower, [index], grid=student.states[number].grid) as seen:
                 following = teacher.run(number)
             given, target = phi_arguments(student, number), seen.z[index]
             inputs, base = patch_features(phi, given)
-            inputs, expected, missing = sampled(number, inputs, target[:, count:], target[:, count:] - base)
+            real = student.states[number].real
+            inputs, expected, missing = sampled(number, inputs, target[:, count:], target[:, count:] - base, real=real)
             spread.add(expected)
             on_patches.add(inputs, missing)
             if count and not phi.attends:
-                on_prefix.add(prefix_features(tower.patches_last(given["z"]), count), target[:, :count].flatten(0, 1))
+                features = prefix_features(tower.patches_last(given["z"]), count, real)
+                on_prefix.add(features, target[:, :count].flatten(0, 1))
             yield following
 
     teacher.move_on(both())
@@ -179,10 +194,10 @@ def patch_features(phi: Phi, given: dict[str, Any]) -> tuple[Tensor, Tensor | fl
     return inputs, 0.0 if clustered is None else clustered.patches()
 
 
-def prefix_features(z: Tensor, num_prefix_tokens: int) -> Tensor:
+def prefix_features(z: Tensor, num_prefix_tokens: int, real: Tensor | None = None) -> Tensor:
     """[own Z, mean patch Z] of every prefix token, (B·P, 2D)."""
     prefix, patches = z[:, :num_prefix_tokens], z[:, num_prefix_tokens:]
-    mean = patches.mean(dim=1, keepdim=True).expand_as(prefix)
+    mean = mean_of(patches, real).expand_as(prefix)
     return torch.cat([prefix, mean], dim=-1).flatten(0, 1)
 
 

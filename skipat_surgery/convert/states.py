@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..batches import Images
 from ..core.carrying import Box, carried_or_none, carry, first_argument
-from ..core.family import Grid
+from ..core.ragged import Layout, Ragged
+from ..core.stages import merged
 from ..observing import Seen, pixels_of
 from ..tower import Tower
 
@@ -32,7 +34,17 @@ class State:
 
     x: Tensor
     z: Tensor | None = None
-    grid: Grid | None = None
+    grid: Layout | None = None
+
+    @property
+    def images(self) -> int:
+        """The number of images; of packed videos, of frames."""
+        return self.grid.sizes.shape[0] if isinstance(self.grid, Ragged) else self.x.shape[0]
+
+    @property
+    def real(self) -> Tensor | None:
+        """Which patches (B, N) are no padding; None where none is."""
+        return self.grid.real if isinstance(self.grid, Ragged) else None
 
 
 @dataclass
@@ -62,16 +74,17 @@ class Walk:
 
     def __init__(self, tower: Tower, first: int) -> None:
         self.tower, self.index = tower, first
-        self.hosts: dict[tuple[int, ...], _Host] = {}
+        self.hosts: dict[Any, _Host] = {}
         self.states: list[State] = []
-        self.sizes: list[tuple[int, ...]] = []
+        self.sizes: list[Any] = []  # of each batch, or its number where its images have a grid each
         self._store = _Store()
 
-    def start(self, pixels: Tensor) -> None:
-        """Add a batch of images (B, C, H, W)."""
+    def start(self, pixels: Images) -> None:
+        """Add a batch of images (B, C, H, W), videos (B, T, C, H, W) or patches."""
         pixels = pixels.to(next(self.tower.module.parameters()).device)
+        alike = isinstance(pixels, Tensor) and not self.tower.family.packs
+        self.sizes.append(pixels.shape[1:] if alike else len(self.states))  # type: ignore[union-attr]
         self.states.append(self._store.keep(self._run_to_the_first_block(pixels)))
-        self.sizes.append(pixels.shape[1:])
 
     def __len__(self) -> int:
         return len(self.states)
@@ -79,7 +92,7 @@ class Walk:
     @property
     def images(self) -> int:
         """The number of images."""
-        return sum(state.x.shape[0] for state in self.states)
+        return sum(state.images for state in self.states)
 
     def run(self, number: int) -> State:
         """Run the block on one batch; what the next one is given."""
@@ -91,9 +104,23 @@ class Walk:
         args, kwargs = _fitted((call.args, call.kwargs), host.batch_size, x.shape[0])
         out = self.tower.blocks[self.index](x, *args, **kwargs)
         out = out[0] if isinstance(out, tuple) else out
-        grid, z = carried_or_none(out) or (None, None)
+        grid, z = carried_or_none(out) or (state.grid, None)  # the last blocks carry nothing
         following = host.calls.get(self.index + 1)
+        if self._begins_a_stage(self.index + 1):
+            return self._in_the_next_stage(out, grid, args)
         return State(out if following is None or following.added is None else out + following.added, z, grid)
+
+    def _begins_a_stage(self, index: int) -> bool:
+        """Whether a block is the first of a stage, but for the first one."""
+        return any(index == stage.blocks.start for stage in self.tower.stages[1:])
+
+    def _in_the_next_stage(self, x: Tensor, grid: Layout | None, args: tuple[Any, ...]) -> State:
+        """What the block after this one, which was called so, is given, in the next stage."""
+        family, tower = self.tower.family, self.tower.module
+        assert family.stages is not None
+        number = self.tower.stages.index(self.tower.stage_of(self.index))
+        x = family.stages.between(tower, number, x, args)
+        return State(x, None, merged(grid) if isinstance(grid, tuple) else None)
 
     def move_on(self, states: Iterable[State] | None = None) -> None:
         """Go on to the next block, with what `run` gave for every batch; where that is left out, it is run."""
@@ -101,12 +128,13 @@ class Walk:
             self.states[number] = self._store.keep(state, self.states[number])
         self.index += 1
 
-    def _run_to_the_first_block(self, pixels: Tensor) -> State:
+    def _run_to_the_first_block(self, pixels: Images) -> State:
         """Run the model to the block; for the first images of a size to its end, to see all calls."""
-        known = pixels.shape[1:] in self.hosts
+        size = self.sizes[-1]
+        known = size in self.hosts
         found: list[State] = []
         outputs: dict[int, Tensor] = {}
-        host = self.hosts.setdefault(pixels.shape[1:], _Host(len(pixels)))
+        host = self.hosts.setdefault(size, _Host(len(pixels)))
 
         def before(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             state, call = _parted(args, kwargs)
@@ -115,7 +143,8 @@ class Walk:
                 if known:
                     raise Seen
             last = outputs.pop(index - 1, None)
-            if last is not None and last is not state.x and not torch.equal(last, state.x):
+            stays = last is None or last is state.x or self._begins_a_stage(index)
+            if last is not None and not stays and not torch.equal(last, state.x):
                 call.added = (state.x - last)[:1]
             host.calls[index] = call
 
@@ -123,12 +152,12 @@ class Walk:
             outputs[index] = output[0] if isinstance(output, tuple) else output
 
         with ExitStack() as hooks:
-            for index, block in list(enumerate(self.tower.blocks))[self.index :]:
+            for index, block in list(enumerate(self.tower.blocks))[self.index : self.tower.reach]:
                 hooks.callback(_before(block, before, index).remove)
                 if not known:
                     hooks.callback(_after(block, after, index).remove)
             try:
-                self.tower.module(pixels)
+                self.tower.run(pixels)
             except Seen:
                 pass
         return found[0]
@@ -138,8 +167,9 @@ def walks(student: Tower, original: Tower, batches: Iterable[Any], progress: boo
     """The states of a student and its teacher before the first skipped block."""
     mine, theirs = (Walk(tower, student.skip[0]) for tower in (student, original))
     for batch in tqdm(batches, desc="Running to the first skipped block", unit="batch", disable=not progress):
-        for walk in (mine, theirs):
-            walk.start(pixels_of(batch))
+        pixels = pixels_of(batch)
+        for walk in (mine, theirs) if len(pixels) else ():  # none is left of a batch whose images are all corrupt
+            walk.start(pixels)
     return mine, theirs
 
 

@@ -17,13 +17,14 @@ from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from ..observing import Outputs
+from ..tasks.finding import task_of
 from ..tower import Tower
 from .finite import check_loss
 from .losses import distances, distillation_loss, label_loss, mixup
 from .optimizers import optimizers
 from .rates import STEPS, probe
 from .settings import TrainingConfig
-from .sharing import front, outputs_of_both
+from .sharing import outputs_of_both, train_mode
 from .stream import Stream
 
 
@@ -49,14 +50,16 @@ class Training:
         progress: Progress,
         share: bool = False,
     ) -> None:
-        self.share = share
+        self.share, self.task = share, task_of(student)
         self.plain, self.teacher, self.accelerator, self.config = student, teacher, accelerator, config
         self.progress = progress
         self.unread = 0
         self.tower, self.teacher_tower = Tower.of(student), Tower.of(teacher)
         average = get_ema_multi_avg_fn(config.ema_decay)
         self.ema = AveragedModel(student, multi_avg_fn=average) if config.ema_decay else None
-        prepared = accelerator.prepare(student, *self._optimizers(1.0))
+        # What the steps run: see `outputs_of`. DDP would wait for the gradients of anything else that it wraps.
+        runs = self.tower.module if self.task is None else self.task.called(student)
+        prepared = accelerator.prepare(runs, *self._optimizers(1.0))
         self.student, self.optimizers = prepared[0], prepared[1:]
         self.schedules = [
             get_cosine_schedule_with_warmup(optimizer.optimizer, config.warmup_steps, config.max_steps)
@@ -198,14 +201,12 @@ class Training:
         same_depth = depth == len(self.teacher_tower.blocks)
         states = range(first, depth - 1) if self.config.block_weight and same_depth else ()
         return outputs_of_both(
-            (student, self.tower), (self.teacher, self.teacher_tower), images, states, share=self.share
+            (student, self.tower), (self.teacher, self.teacher_tower), images, states, share=self.share, task=self.task
         )
 
     def _train_mode(self) -> None:
-        """Training mode, but for the frozen blocks, which stay what they are in the teacher."""
-        self.student.train()
-        for block in front(self.tower):
-            block.eval()
+        """Training mode, where there is to be one."""
+        train_mode(self.student, self.tower, self.task)
 
     def _count_unread(self) -> None:
         """Add the corrupt images that each process met to the common count."""

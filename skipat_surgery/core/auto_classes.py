@@ -23,6 +23,16 @@ def auto_class_names(stock: type[PreTrainedModel]) -> list[str]:
     return sorted(names, key=lambda name: name == "AutoModel") or ["AutoModel"]
 
 
+def loader_of(stock: type[PreTrainedModel]) -> str:
+    """The name of the class whose ``from_pretrained`` gives back a cut model of this class.
+
+    An Auto class, or the ``Skipat…`` class itself where none gives it from a folder: `auto_map` says which these are.
+    """
+    names, bare = auto_class_names(stock), names_in(MODEL_MAPPING._model_mapping.get(_model_type(stock)))
+    given = names[0] == "AutoBackbone" or (names == ["AutoModel"] and stock.__name__ not in bare)
+    return PREFIX + stock.__name__ if given else names[0]
+
+
 def auto_map(stock: type[PreTrainedModel]) -> dict[str, str]:
     """Where remote code finds what each Auto class asks for: this class, and under ``AutoModel`` its bare model.
 

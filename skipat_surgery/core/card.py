@@ -8,14 +8,29 @@ from typing import Any
 
 import huggingface_hub
 
+from .auto_classes import PREFIX
 from .tables import markdown_table
 
 PAPER = "https://arxiv.org/abs/2301.02240"
 COLUMNS = (
     # key, title, format
     ("top1", "top-1 %", lambda v: f"{100 * v:.2f}"),
+    ("label_miou", "mIoU %", lambda v: f"{100 * v:.2f}"),
+    ("label_map", "mAP %", lambda v: f"{100 * v:.2f}"),
+    ("label_map50", "mAP50 %", lambda v: f"{100 * v:.2f}"),
+    ("depth_mae", "MAE", lambda v: f"{v:.4g}"),
+    ("depth_abs_rel", "AbsRel", lambda v: f"{v:.4f}"),
+    ("depth_delta1", "δ1 %", lambda v: f"{100 * v:.2f}"),
     ("agreement", "agree %", lambda v: f"{100 * v:.2f}"),
+    ("miou", "mIoU with teacher %", lambda v: f"{100 * v:.2f}"),
+    ("detections", "found again %", lambda v: f"{100 * v:.2f}"),
+    ("box_iou", "box IoU", lambda v: f"{v:.4f}"),
+    ("map_correlation", "map correlation", lambda v: f"{v:.4f}"),
+    ("relative_error", "relative error", lambda v: f"{v:.4f}"),
+    ("absolute_error", "absolute error", lambda v: f"{v:.4g}"),
+    ("embedding_cosine", "embedding cosine", lambda v: f"{v:.4f}"),
     ("kl", "KL", lambda v: f"{v:.4f}"),
+    ("head", "distance", lambda v: f"{v:.3g}"),
     ("prefix_cosine", "CLS cosine", lambda v: f"{v:.4f}"),
     ("patch_cosine", "patch cosine", lambda v: f"{v:.4f}"),
     ("parameters", "params", lambda v: f"{v / 1e6:.2f} M"),
@@ -26,8 +41,21 @@ COLUMNS = (
 METRICS = (
     # key, the Hub's type, title
     ("top1", "accuracy", "Top-1"),
+    ("label_miou", "mean_iou", "Mean IoU"),
+    ("label_map", "mean_average_precision", "mAP"),
+    ("depth_abs_rel", "abs_rel", "Absolute relative error"),
     ("agreement", "agreement", "Agreement with the untouched model"),
 )
+
+TASKS = {  # what the Hub calls it
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForVideoClassification": "video-classification",
+    "AutoModelForSemanticSegmentation": "image-segmentation",
+    "AutoModelForObjectDetection": "object-detection",
+    "AutoModelForDepthEstimation": "depth-estimation",
+    "AutoModelForPoseEstimation": "keypoint-detection",
+    "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
+}
 
 
 def model_card(skipat: dict[str, Any], host: str, load_with: str) -> str:
@@ -36,7 +64,7 @@ def model_card(skipat: dict[str, Any], host: str, load_with: str) -> str:
     Args:
         skipat: What `SkipatConfig.to_dict` wrote.
         host: ``"transformers"`` or ``"timm"``.
-        load_with: The Auto class that loads the model; unused for timm.
+        load_with: The class that loads the model, as `auto_classes.loader_of` gives it; unused for timm.
     """
     base, results = skipat.get("base_model"), skipat.get("results")
     name = base or "A vision transformer"
@@ -91,7 +119,7 @@ def _data(base: str | None, results: dict[str, Any] | None, host: str, load_with
     measured = next(reversed((results or {}).get("rows", {"none": {}}).values()))  # the last stage
     metrics = [
         huggingface_hub.EvalResult(
-            task_type="image-classification",
+            task_type=TASKS.get(load_with, "image-classification"),
             dataset_type="image-folder",
             dataset_name=Path(results["dataset"]).name,  # type: ignore[index]
             metric_type=kind,
@@ -101,11 +129,11 @@ def _data(base: str | None, results: dict[str, Any] | None, host: str, load_with
         for key, kind, name in METRICS
         if key in measured
     ]
-    classifies = "ImageClassification" in load_with or "agreement" in measured
+    other = "image-classification" if "agreement" in measured else "image-feature-extraction"
     return huggingface_hub.ModelCardData(
         library_name=host,
         tags=["skipat", "skip-attention", "vision-transformer"],
-        pipeline_tag="image-classification" if classifies else "image-feature-extraction",
+        pipeline_tag=TASKS.get(load_with, other),
         base_model=base if base and base.count("/") == 1 and not base.startswith((".", "/")) else None,
         model_name=f"{base or 'model'}, cut" if metrics else None,
         eval_results=metrics or None,
@@ -125,9 +153,13 @@ def _distillation(results: dict[str, Any] | None) -> str:
 
 def _measured(results: dict[str, Any]) -> str:
     """The table, and how its figures came about."""
+    row = results["rows"]["teacher"]
+    some = "labelled" in row and row["labelled"] < row["images"]
+    told = "top-1" if "top1" in row else "what labels tell"
+    images = f"{row['images']} images, {told} on {row['labelled']} of them" if some else f"{row['images']} images"
     return (
         f"{measured_table(results)}\n\n"
-        f"Measured on {results['rows']['teacher']['images']} images, {results['machine']}, {results['precision']}; "
+        f"Measured on {images}, {results['machine']}, {results['precision']}; "
         "agreement, KL and cosines are those with the untouched model. "
         "Speed is that of the whole model beside the untouched one (SDPA), in one interleaved run."
         + (f"\n\nMade with\n\n```\n{results['command']}\n```" if "command" in results else "")
@@ -146,7 +178,8 @@ def _labels(results: dict[str, Any]) -> str:
     weight = results.get("label_weight")
     if weight and results["steps"]:
         return f"labels were learned from too, with weight {weight:g}"
-    measured = "labels were used for measuring only" if "top1" in results["rows"]["teacher"] else "no label was read"
+    read = {"labelled", "top1"} & results["rows"]["teacher"].keys()
+    measured = "labels were used for measuring only" if read else "no label was read"
     return measured if weight is not None else "whether it learned from labels is not recorded"
 
 
@@ -156,9 +189,11 @@ def _loading(host: str, load_with: str) -> str:
             "```python\nimport skipat_surgery  # pip install skipat-surgery\nimport timm\n\n"
             'model = timm.create_model("hf-hub:REPO", pretrained=True)  # or "local-dir:PATH"\n```'
         )
+    ours = load_with.startswith(PREFIX)
+    home, remote = ("skipat_surgery.core.modeling", "AutoModel") if ours else ("transformers", load_with)
     return (
-        f"```python\nimport skipat_surgery  # pip install skipat-surgery\nfrom transformers import {load_with}\n\n"
-        f'model = {load_with}.from_pretrained("REPO_OR_PATH")\n```\n\nWithout the library, '
-        f'`{load_with}.from_pretrained("REPO_OR_PATH", trust_remote_code=True)` runs the code that lies beside the '
+        f"```python\nimport skipat_surgery  # pip install skipat-surgery\nfrom {home} import {load_with}\n\n"
+        f'model = {load_with}.from_pretrained("REPO_OR_PATH")\n```\n\nWithout the library, transformers\' '
+        f'`{remote}.from_pretrained("REPO_OR_PATH", trust_remote_code=True)` runs the code that lies beside the '
         "weights."
     )

@@ -43,7 +43,11 @@ def attend_clusters(
         value = value.repeat_interleave(msa.num_heads // msa.num_value_heads, dim=1)
         read = F.scaled_dot_product_attention(query, key, value, bias, dropout, scale=msa.scale)
     else:
-        read = msa.combine(attention_weights(query * msa.scale @ key.mT, [bias], dropout)) @ value
+        scores = query * msa.scale @ key.transpose(-2, -1)
+        scores = scores if msa.mix is None else msa.mix(scores)
+        # Heads are mixed patch by patch, each with its share of what its cluster is given.
+        count = clusters.counts()[:, None, None].to(scores.dtype)
+        read = msa.combine(attention_weights(scores, [bias], dropout) / count) * count @ value
     return msa.output(read.transpose(1, 2).flatten(2), asking)
 
 
@@ -53,7 +57,7 @@ def _queries(msa: Projections, asking: Tensor, clusters: Clusters, places: Clust
     query = query if msa.norm_query is None else msa.norm_query(query)
     if msa.rotate is None:
         return query
-    # Rotary embeddings are made for all tokens, and leave special ones alone.
+    # Rotary embeddings are made for all tokens.
     before, after = (clusters.special, 0) if places is not None else (clusters.prefix, clusters.suffix)
     query = msa.rotate(F.pad(query, (0, 0, before, after)), places)
     return query[:, :, before : query.shape[2] - after]
@@ -70,4 +74,6 @@ def _bias(msa: Projections, clusters: Clusters, query: Tensor, asking: Clusters 
         if rows.dtype == torch.bool:
             rows = torch.zeros_like(rows, dtype=precision).masked_fill(~rows, -torch.inf)
         bias = bias + rows
+    if msa.distances is not None:
+        bias = bias + msa.distances(query, clusters)
     return bias.expand(-1, -1, query.shape[2], -1).to(query.dtype)

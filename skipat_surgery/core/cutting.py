@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from .attention_maps import fill_attentions, unfill_attentions
+from .attention_maps import collector_of, fill_attentions
 from .carrying import (
     BoxedNorm,
     Carrier,
+    Encoder,
     FeedingBlock,
+    FirstBlock,
+    FixedGrid,
     GridSource,
     PassingBlock,
     SkippedAttention,
@@ -22,9 +26,21 @@ from .family import Family
 from .grafting import graft, ungraft
 from .in_place import save_memory, undo_save_memory
 from .kept_attention import KeptAttention
+from .map_carrying import (
+    ChannelsFirstBlock,
+    FirstChannelsFirstBlock,
+    FirstMapBlock,
+    drop_windows,
+    move_windows,
+    undo_windows,
+)
+from .packed_carrying import FirstPackedBlock, bring_grids, undo_bring_grids
 from .phi import Phi
-from .timm_carrying import move_checkpointing_into_blocks, set_out_grid, undo_timm_layers
+from .stage_carrying import undo_no_windows
+from .stages import Stage, allowed_blocks
+from .timm_carrying import makes_the_grid, move_checkpointing_into_blocks, undo_move_checkpointing
 from .transformers_carrying import AddingEncoder
+from .windowed_phis import check_windowed
 
 RECORD = "_skipat_record"
 
@@ -48,36 +64,61 @@ def records_of(model: nn.Module) -> list[tuple[str, nn.Module, Record]]:
     return [(path, module, record) for path, module, record in found if record is not None]
 
 
-def check_skip(config: SkipatConfig, num_blocks: int, what: str) -> None:
-    """Check the skipped blocks against a model's depth.
+def check_cut(tower: nn.Module, family: Family, config: SkipatConfig, what: str) -> None:
+    """Check that a tower can be cut so: the blocks, and each Φ.
 
     Raises:
-        ValueError: None is skipped, block 0 is, or an index is out of range.
+        ValueError: It cannot.
     """
+    check_skip(tower, family, config, what)
+    check_phis(tower, family, config)
+
+
+def check_skip(tower: nn.Module, family: Family, config: SkipatConfig, what: str) -> None:
+    """Check the skipped blocks against a model's depth, its stages, and its last blocks that see further tokens.
+
+    Raises:
+        ValueError: None is skipped, block 0 is, an index is out of range, or one of those last blocks is skipped, or
+            the first of a stage.
+    """
+    num_blocks, num_late = len(family.block_list(tower)), family.num_late_blocks(tower)
+    stages = family.stage_list(tower)
+    listed = allowed_blocks(stages) if family.stages else f"1 to {num_blocks - num_late - 1}"
+    allowed = f"allowed are {listed}, counted from 0"
     if not config.skip:
         raise ValueError("skip is empty: name at least one block to skip, such as range(3, 9)")
     outside = [index for index in config.skip if not 0 <= index < num_blocks]
     if outside:
-        raise ValueError(
-            f"skip names {outside}, but {what} has {num_blocks} blocks; allowed are 1 to {num_blocks - 1}, counted "
-            "from 0"
-        )
+        raise ValueError(f"skip names {outside}, but {what} has {num_blocks} blocks; {allowed}")
     if 0 in config.skip:
+        raise ValueError(f"block 0 cannot be skipped: no block before it gives a Z to start from; {allowed}")
+    first = [stage.blocks.start for stage in stages if stage.blocks.start in config.skip]
+    if first:
         raise ValueError(
-            "block 0 cannot be skipped: no block before it gives a Z to start from; allowed are 1 to "
-            f"{num_blocks - 1}, counted from 0"
+            f"skip names {first}, where a stage of {what} begins: the Z before has another grid and width, so that the "
+            f"first block of a stage cannot be skipped; {allowed}"
+        )
+    late = [index for index in config.skip if index >= num_blocks - num_late]
+    if late:
+        raise ValueError(
+            f"skip names {late}, but queries join the patches before the last {num_late} of the {num_blocks} blocks of "
+            f"{what}, and no Z from before has those tokens; {allowed}"
         )
 
 
-def check_kept(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
-    """Check that the MSAs of which a part is kept can be taken apart.
+def check_phis(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
+    """Check that each Φ fits its tower: its kernel the axes of the grid, and the MSA what is kept of it.
 
     Raises:
-        ValueError: One is of a kind that cannot.
+        ValueError: One does not.
     """
+    axes = len(family.grid(tower))
     special = family.num_prefix_tokens(tower) + family.num_suffix_tokens(tower)
     for index, phi in config.phi.items():
-        attention = family.block_list(tower)[index].get_submodule(family.attention)
+        phi.kernel(axes)
+        block = family.block_list(tower)[index]
+        check_windowed(family, block, index, phi)
+        attention = block.get_submodule(family.attention)
         if (phi.pool or (phi.prefix == "attend" and special)) and not family.attends(attention):
             raise ValueError(
                 f"no part of the MSA of block {index} can be kept, as its {type(attention).__name__} is of no kind "
@@ -85,7 +126,9 @@ def check_kept(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
             )
 
 
-def apply_to_tower(tower: nn.Module, family: Family, config: SkipatConfig, *, keep_removed: bool) -> None:
+def apply_to_tower(
+    tower: nn.Module, family: Family, config: SkipatConfig, *, keep_removed: bool, model: nn.Module | None = None
+) -> None:
     """Cut a tower in place. Everything has been checked before.
 
     Args:
@@ -93,16 +136,23 @@ def apply_to_tower(tower: nn.Module, family: Family, config: SkipatConfig, *, ke
         family: Its entry.
         config: The blocks to skip, each with its Φ.
         keep_removed: Keep what is taken out, so that `restore_tower` can put it back.
+        model: What holds the tower, and may be what collects its attention maps.
     """
     blocks = family.block_list(tower)
-    width, prefix, suffix = family.width(tower), family.num_prefix_tokens(tower), family.num_suffix_tokens(tower)
-    phis = {index: Phi(width, prefix, phi, suffix) for index, phi in config.phi.items()}
+    prefix, suffix = family.num_prefix_tokens(tower), family.num_suffix_tokens(tower)
+    axes, stages = len(family.grid(tower)), family.stage_list(tower)
+    phis = {
+        index: Phi(stage.width, prefix, config.phi[index], suffix, axes)
+        for stage in stages
+        for index in stage.blocks
+        if index in config.phi
+    }
     for index, phi in phis.items():
         _like(phi, blocks[index])
-    if family.embeddings is None:
+    if family.checkpoints_calls:
         move_checkpointing_into_blocks(tower, family)
     removed = {i: _skip(blocks[i], family, phi) for i, phi in phis.items()}
-    for index in range(max(phis) + 1):
+    for index in reached(stages, config):
         feeds_next = index + 1 in phis
         if index in phis:
             blocks[index].skipat_feeds_next = feeds_next  # type: ignore[assignment]
@@ -110,10 +160,21 @@ def apply_to_tower(tower: nn.Module, family: Family, config: SkipatConfig, *, ke
             _tap(blocks[index], family)
         else:
             graft(blocks[index], PassingBlock)
-    _carry_grid(tower, family)
-    if family.embeddings is not None:
-        fill_attentions(tower, family, config.skip)
+    _carry_grid(tower, family, config)
+    if not family.checkpoints_calls:  # timm gives no attention maps
+        collector = collector_of(model or tower, tower)
+        if family.stages:  # of each stage, the map of its last block
+            without = tuple(n for n, stage in enumerate(stages) if stage.blocks[-1] in phis)
+            fill_attentions(collector, stages, without, exactly=True)
+        else:
+            fill_attentions(collector, blocks, config.skip, (3, 4) if family.maps else (4,))
     tower.__dict__[RECORD] = Record(family, config, removed if keep_removed else None)
+
+
+def reached(stages: Iterable[Stage], config: SkipatConfig) -> list[int]:
+    """The blocks that the cut reaches: of each stage those up to its last that is skipped."""
+    last = [max((index for index in stage.blocks if index in config.phi), default=-1) for stage in stages]
+    return [index for stage, end in zip(stages, last, strict=True) for index in stage.blocks if index <= end]
 
 
 def restore_tower(tower: nn.Module) -> None:
@@ -132,15 +193,17 @@ def restore_tower(tower: nn.Module) -> None:
         for slot, module in slots.items():
             setattr(block, slot, module if module is None else _like(module, block))
         del block.phi, block.skipat_feeds_next
-    for index in range(max(record.removed) + 1):
+    for index in reached(family.stage_list(tower), record.config):
         undo_save_memory(blocks[index])
         for slot in filter(None, (family.norm, family.attention)):
             module = blocks[index].get_submodule(slot)
             ungraft(module)
             module.__dict__.pop("skipat_family", None)
+        if family.maps and not family.stages:
+            undo_windows(blocks[index], blocks[index].get_submodule(family.attention))
         ungraft(blocks[index])
+        undo_no_windows(blocks[index])
     _drop_grid(tower, family)
-    unfill_attentions(tower)
     del tower.__dict__[RECORD]
 
 
@@ -185,49 +248,96 @@ def take_out(
 def _skip(block: nn.Module, family: Family, phi: Phi) -> dict[str, nn.Module | None]:
     """Put Φ into a block and return what was taken out, by slot: nothing where a part of the MSA is kept."""
     removed: dict[str, nn.Module | None] = {}
+    lay_out_no_windows(block, family)
+    if family.channels_first:
+        graft(block, ChannelsFirstBlock)
     if phi.keeps_msa:
         attention = block.get_submodule(family.attention)
         graft(attention, KeptAttention)
         attention.__dict__["skipat_family"] = family
     else:
         removed = take_out(block, family, SkippedAttention(family.returns_tuple), keep_norm=phi.reads_x)
-    if phi.keeps_msa or phi.reads_x:
-        _box_norm(block, family)
+    _box_norm(block, family)
     graft(block, SkippedBlock)
     save_memory(block, family.attention)
     block.phi = phi
     return removed
 
 
+def lay_out_no_windows(block: nn.Module, family: Family) -> None:
+    """Have a block whose MSA is taken out leave its map as it is."""
+    if family.stages:
+        graft(block, family.stages.skipped)
+    elif family.maps:
+        drop_windows(block)
+
+
 def _tap(block: nn.Module, family: Family) -> None:
     """Let an attended block hand its Z on."""
+    if family.channels_first:
+        graft(block, ChannelsFirstBlock)
+    if family.stages:
+        graft(block, family.stages.attended)
     graft(block, FeedingBlock)
     save_memory(block, family.attention)
-    graft(block.get_submodule(family.attention), TappedAttention)
+    if not family.stages:
+        attention = block.get_submodule(family.attention)
+        if family.maps:
+            move_windows(block, attention)
+        graft(attention, TappedAttention)
+        attention.__dict__["skipat_family"] = family
     _box_norm(block, family)
 
 
 def _box_norm(block: nn.Module, family: Family) -> None:
-    """Let the norm before an MSA, where there is one, hand the box on."""
+    """Let the norm before an MSA, or what took its slot, hand the box on."""
     if family.norm is not None:
         graft(block.get_submodule(family.norm), BoxedNorm)
 
 
-def _carry_grid(tower: nn.Module, family: Family) -> None:
+def _carry_grid(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
     """Let the patch grid travel from the images to the blocks."""
     for path in family.carriers:
-        carrier = tower.get_submodule(path)
-        if not isinstance(carrier, nn.Identity):  # which returns the very tensor it is given
-            graft(carrier, Carrier)
-    encoder = _adding_encoder(tower, family)
-    if encoder is not None:
-        graft(encoder, AddingEncoder)
-    if family.embeddings is None:
-        set_out_grid(tower, family)
-    else:
+        graft(tower.get_submodule(path), Carrier)
+    adding = _adding_encoder(tower, family)
+    if adding is not None:
+        graft(adding, AddingEncoder)
+    blocks = family.block_list(tower)
+    if family.stages:
+        for stage in family.stage_list(tower):
+            if not config.phi.keys().isdisjoint(stage.blocks):
+                graft(blocks[stage.blocks.start], family.stages.first)
+        return
+    first, encoders = blocks[0], _encoders(tower, family)
+    if family.packs:
+        bring_grids(tower, family, has_encoder=bool(encoders))
+        if not encoders:
+            graft(first, FirstPackedBlock)
+    elif family.maps:
+        graft(first, FirstChannelsFirstBlock if family.channels_first else FirstMapBlock)
+        return
+    elif family.embeddings is None and not makes_the_grid(tower, family):
+        graft(first, FirstBlock)
+        known = getattr(tower, "patch_embed", None)  # of timm, which may give it another size later
+        first.__dict__["skipat_patches"] = (known if hasattr(known, "grid_size") else FixedGrid(family.grid(tower)),)
+        return
+    for encoder in encoders:
+        graft(encoder, Encoder)
+    if family.embeddings is not None:
         source = tower.get_submodule(family.embeddings)
         graft(source, GridSource)
         source.__dict__["skipat_family"] = family
+
+
+def _encoders(tower: nn.Module, family: Family) -> list[nn.Module]:
+    """The modules through which the tower runs its blocks, on what its embeddings gave."""
+    if family.stages:  # whose first blocks know the grid by themselves
+        return []
+    path = family.blocks.split(".")
+    owners = [".".join(path[: end + 1]) for end in range(len(path))]
+    inner = [owner for owner in owners if not f"{family.embeddings}.".startswith(f"{owner}.")]
+    modules = [tower.get_submodule(owner) for owner in inner]
+    return [module for module in modules if not isinstance(module, nn.ModuleList)]  # which has no forward
 
 
 def _adding_encoder(tower: nn.Module, family: Family) -> nn.Module | None:
@@ -238,11 +348,14 @@ def _adding_encoder(tower: nn.Module, family: Family) -> nn.Module | None:
 
 def _drop_grid(tower: nn.Module, family: Family) -> None:
     """Undo `_carry_grid`."""
-    for path in filter(None, (*family.carriers, family.adds_between)):
-        ungraft(tower.get_submodule(path))
-    if family.embeddings is None:
-        undo_timm_layers(tower, family)
-    else:
+    for module in (*map(tower.get_submodule, family.carriers), *_encoders(tower, family)):
+        ungraft(module)
+    if family.checkpoints_calls:
+        undo_move_checkpointing(tower, family)
+    family.block_list(tower)[0].__dict__.pop("skipat_patches", None)
+    if family.packs:
+        undo_bring_grids(tower)
+    if family.embeddings is not None:
         source = tower.get_submodule(family.embeddings)
         ungraft(source)
         del source.__dict__["skipat_family"]

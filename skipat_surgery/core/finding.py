@@ -10,10 +10,13 @@ from torch import nn
 from .family import Family
 from .timm_families import FAMILIES as TIMM_FAMILIES
 from .timm_families import REFUSED as TIMM_REFUSED
+from .torchvision_families import FAMILIES as TORCHVISION_FAMILIES
 from .transformers_families import FAMILIES as TRANSFORMERS_FAMILIES
-from .transformers_families import REFUSED as TRANSFORMERS_REFUSED
+from .transformers_refusals import REFUSED as TRANSFORMERS_REFUSED
 
-FAMILIES: tuple[Family, ...] = (*TRANSFORMERS_FAMILIES, *TIMM_FAMILIES)
+HOSTS = {"transformers": TRANSFORMERS_FAMILIES, "timm": TIMM_FAMILIES, "torchvision": TORCHVISION_FAMILIES}
+FAMILIES: tuple[Family, ...] = (*TRANSFORMERS_FAMILIES, *TIMM_FAMILIES, *TORCHVISION_FAMILIES)
+REGISTERED: list[Family] = []  # by users
 REFUSED = {**TRANSFORMERS_REFUSED, **TIMM_REFUSED}
 
 
@@ -21,9 +24,41 @@ class UnsupportedModelError(ValueError):
     """The model is of no supported family, or is in a form that cannot be cut."""
 
 
+def register(family: Family) -> Family:
+    """Let models of a family of your own be cut, as the built-in ones are.
+
+    Register it in every process that cuts, loads or unpickles such a model, before it does.
+
+    Returns:
+        The same family.
+
+    Raises:
+        ValueError: A family of this name is there already, or one whose towers and blocks are of the same classes.
+        TypeError: It is no `Family`.
+    """
+    if not isinstance(family, Family):
+        raise TypeError(f"register takes a skipat_surgery.Family, got {type(family).__name__}")
+    for known in (*FAMILIES, *REGISTERED):
+        if known.name == family.name:
+            raise ValueError(f"there is a family named {family.name!r} already; give this one another name")
+        if known.block == family.block and set(known.towers) & set(family.towers):
+            raise ValueError(
+                f"{known.name!r} is a family of the same towers and blocks ({family.block}); models of it can be cut"
+            )
+    REGISTERED.append(family)
+    return family
+
+
 def family_named(name: str) -> Family:
-    """The family of this name."""
-    return next(family for family in FAMILIES if family.name == name)
+    """The family of this name.
+
+    Raises:
+        KeyError: There is none.
+    """
+    for family in (*FAMILIES, *REGISTERED):
+        if family.name == name:
+            return family
+    raise KeyError(f"there is no family named {name!r}; one of your own must be registered first in this process")
 
 
 def _reduce(family: Family) -> tuple[Callable[[str], Family], tuple[str]]:
@@ -46,37 +81,49 @@ def is_a(module: nn.Module, path: str) -> bool:
 
 def supported() -> str:
     """The supported families, by host library, for error messages."""
-    hosts = {"transformers": TRANSFORMERS_FAMILIES, "timm": TIMM_FAMILIES}
-    lists = {host: ", ".join(family.name.removesuffix(f" ({host})") for family in hosts[host]) for host in hosts}
-    return "; ".join(f"{host}'s {names}" for host, names in lists.items())
+    lists = {host: [family.name.removesuffix(f" ({host})") for family in families] for host, families in HOSTS.items()}
+    named = [f"{host}'s {', '.join(names)}" for host, names in lists.items()]
+    return "; ".join([*named, *(f"your own {family.name}" for family in REGISTERED)])
 
 
 def families_of(module: nn.Module) -> list[Family]:
     """The families whose tower this module may be, those of the most specific class; empty where it is no tower."""
     for cls in type(module).__mro__:
-        found = [family for family in FAMILIES if dotted(cls) in family.towers]
+        found = [family for family in (*FAMILIES, *REGISTERED) if dotted(cls) in family.towers]
         if found:
             return found
     return []
 
 
-def find_tower(model: nn.Module) -> tuple[str, nn.Module, Family]:
+def find_tower(model: nn.Module, within: str | None = None) -> tuple[str, nn.Module, Family]:
     """The one tower in a model: (path, tower, family).
+
+    Args:
+        model: What holds it.
+        within: Path of the tower, or of a part of the model that holds no other, where there are several.
 
     Raises:
         UnsupportedModelError: There is none, there are several, or this one cannot be cut; with the reason.
     """
-    found = [(path, module) for path, module in model.named_modules() if families_of(module)]
-    if not found:
+    every = towers_in(model)
+    if not every:
         raise UnsupportedModelError(_why_none(model))
-    if len(found) > 1:
-        listed = ", ".join(f"{path or '(root)'} ({type(module).__name__})" for path, module in found)
+    found = [(path, tower) for path, tower in every if within is None or f"{path}.".startswith(f"{within}.")]
+    if len(found) != 1:
+        listed = ", ".join(f"{path or '(root)'} ({type(module).__name__})" for path, module in every)
+        number = "several vision transformers" if len(every) > 1 else "one vision transformer"
         raise UnsupportedModelError(
-            f"{type(model).__name__} holds several vision transformers: {listed}. Pass the one to cut, such as "
-            f"model.get_submodule({found[0][0]!r})"
+            f"{type(model).__name__} holds {number}: {listed}. Name the one to cut, such as "
+            f"tower={every[0][0]!r}" + ("" if within is None else f"; {within!r} holds {len(found)}")
         )
     path, tower = found[0]
+    _check_holders(model, path)
     return path, tower, check_tower(tower)
+
+
+def towers_in(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The towers in a model that may be cut, as (path, tower)."""
+    return [(path, module) for path, module in model.named_modules() if families_of(module)]
 
 
 def check_tower(tower: nn.Module) -> Family:
@@ -101,9 +148,25 @@ def check_tower(tower: nn.Module) -> Family:
     return fitting[0]
 
 
+def _check_holders(model: nn.Module, path: str) -> None:
+    """Check that nothing around a tower uses it in a way that Φ cannot follow.
+
+    Raises:
+        UnsupportedModelError: Something does.
+    """
+    names = path.split(".") if path else []
+    for holder in (model.get_submodule(".".join(names[:end])) for end in range(len(names))):
+        reason = _why_refused(holder)
+        if reason is not None:
+            raise UnsupportedModelError(f"{type(holder).__name__} cannot be cut: {reason}")
+
+
+def _why_refused(module: nn.Module) -> str | None:
+    return next((reason for mark, reason in REFUSED.items() if dotted(type(module)).startswith(mark)), None)
+
+
 def _why_none(model: nn.Module) -> str:
-    for module in model.modules():
-        for mark, reason in REFUSED.items():
-            if dotted(type(module)).startswith(mark):
-                return f"{type(model).__name__} cannot be cut: {reason}. Supported: {supported()}"
+    for reason in map(_why_refused, model.modules()):
+        if reason is not None:
+            return f"{type(model).__name__} cannot be cut: {reason}. Supported: {supported()}"
     return f"{type(model).__name__} holds no vision transformer that can be cut. Supported: {supported()}"

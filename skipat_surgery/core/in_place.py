@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
 from .grafting import Grafted, graft, ungraft
+from .recording import is_recorded
 
 
 def may_overwrite(module: nn.Module) -> bool:
@@ -23,11 +24,20 @@ def may_overwrite(module: nn.Module) -> bool:
     Gradients need it, and a hook on any of its parts, or on all modules, may have kept it. A compiler plans memory by
     itself.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or is_recorded():
         return False
     if every_module._global_forward_hooks or every_module._global_forward_pre_hooks:
         return False
     return not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+def may_write(module: nn.Module) -> bool:
+    """Whether a module may write into what its parts give it.
+
+    With gradients it may not: what a quantised layer, or one with a backward hook, returns is a view that autograd
+    does not let anyone write into. A compiler makes a write into whatever is best.
+    """
+    return torch.compiler.is_compiling() or may_overwrite(module)
 
 
 def _gelu(activation: Any, x: Tensor) -> Tensor:

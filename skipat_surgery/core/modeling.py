@@ -7,8 +7,10 @@ so that transformers' own conversions of parameter names still apply to them.
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,20 @@ from transformers.models.auto.configuration_auto import (
 from transformers.utils import logging
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from .auto_classes import PREFIX, auto_class_names, auto_map, auto_mappings, names_in
+from .auto_classes import PREFIX, auto_class_names, auto_map, auto_mappings, loader_of, names_in
 from .card import model_card, write_card
 from .config import SkipatConfig
-from .cutting import apply_to_tower, check_kept, check_skip, records_of
+from .cutting import Record, apply_to_tower, check_cut, records_of
 from .finding import FAMILIES, find_tower
 from .grafting import Grafted, cached
 from .hub import PUSH_OPTIONS, push
-from .transformers_families import NESTING
+from .stock_refusal import allow_stock, load_refused, refuse_stock
+from .transformers_nesting import NESTING
 
 logger = logging.get_logger(__name__)
+
+
+REGISTERED: set[type] = set()  # the config classes that the Auto classes know
 
 
 class SkipatPreTrainedConfig:
@@ -44,6 +50,13 @@ class SkipatPreTrainedConfig:
 
     stock_class: type[PreTrainedConfig]
     skipat: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # An Auto class asks for a model by its config, so that none is looked up before there is one. To import the
+        # models of every kind with this library would take seconds. The copy beside a checkpoint registers nothing.
+        if cls in REGISTERED:
+            register_models(cls.stock_class)
+        return super().__new__(cls)
 
 
 class SkipatPreTrainedModel:
@@ -55,10 +68,11 @@ class SkipatPreTrainedModel:
         skipat = SkipatConfig.from_dict(getattr(config, "skipat", None) or {})
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         config.auto_map = auto_map(self.stock_class)
-        _, tower, family = find_tower(self)  # type: ignore[arg-type]
-        check_skip(skipat, len(family.block_list(tower)), type(self).__name__)
-        check_kept(tower, family, skipat)
-        apply_to_tower(tower, family, skipat, keep_removed=False)
+        refuse_stock(config)
+        for part in skipat.towers:
+            _, tower, family = find_tower(self, part.tower)  # type: ignore[arg-type]
+            check_cut(tower, family, part, type(self).__name__)
+            apply_to_tower(tower, family, part, keep_removed=False, model=self)  # type: ignore[arg-type]
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -72,7 +86,7 @@ class SkipatPreTrainedModel:
         """
         load, ignore = super().from_pretrained, kwargs.pop("ignore_mismatched_sizes", False)  # type: ignore[misc]
         # transformers' own error for a misshapen tensor names it only in a report on the side.
-        model, info = load(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        model, info = load(*args, output_loading_info=True, ignore_mismatched_sizes=True, **load_refused(kwargs))
         if info["mismatched_keys"] and not ignore:
             raise ValueError(
                 f"this checkpoint does not fit {cls.__name__}: (tensor, its shape here, the shape wanted) is "
@@ -106,8 +120,8 @@ class SkipatPreTrainedModel:
 
     def card(self) -> str:
         """The model card: what was cut, how it was distilled, how it is loaded."""
-        name = auto_class_names(self.stock_class)[0]
-        return model_card(self.config.skipat, "transformers", load_with=name)  # type: ignore[attr-defined]
+        skipat = self.config.skipat  # type: ignore[attr-defined]
+        return model_card(skipat, "transformers", load_with=loader_of(self.stock_class))
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Push the checkpoint, its code and its model card to the Hub: see `skipat_surgery.core.hub.push`."""
@@ -118,11 +132,10 @@ class CannotBeSaved(Grafted):
     """Mixin of a cut model that `can_adopt` refuses, as one of the user's own: it could not be loaded cut."""
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        path, _, _ = records_of(self)[0]  # type: ignore[arg-type]
         raise NotImplementedError(
             f"{type(self).__name__} is not a class that transformers builds from its config alone, so its checkpoint "
-            "would be loaded without the surgery. Save its vision tower from a model of transformers' own "
-            f"({path or 'load it as such'}), or the state_dict, to be loaded after skipat_surgery.apply"
+            "would be loaded without the surgery. Use skipat_surgery.save(model, directory), and to load it "
+            "skipat_surgery.load(directory, model) with a model that is built as this one was"
         )
 
     push_to_hub = save_pretrained
@@ -134,8 +147,8 @@ def check_loaded(model: Any, info: dict[str, Any]) -> None:
     Raises:
         ValueError: The checkpoint and `config.skipat` contradict each other.
     """
-    _, tower, record = records_of(model)[0]
-    blocks = re.compile(rf"(^|\.){re.escape(record.family.blocks)}\.\d+\.")
+    cut = records_of(model)
+    blocks = _names_in(cut, skipped=False)
     wrong = {
         what: sorted(str(key) for key in info.get(what) or () if blocks.search(str(key)))
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -143,7 +156,7 @@ def check_loaded(model: Any, info: dict[str, Any]) -> None:
     if not any(wrong.values()):
         return
     phis = {name for name, _ in model.named_parameters() if re.search(r"\.\d+\.phi\.", name)}
-    skipped = re.compile(rf"(^|\.){re.escape(record.family.blocks)}\.({'|'.join(map(str, record.config.skip))})\.")
+    skipped = _names_in(cut, skipped=True)
     uncut = set(wrong["missing_keys"]) == phis and not wrong["mismatched_keys"]
     if not uncut or any(not skipped.search(key) or ".phi." in key for key in wrong["unexpected_keys"]):
         found = {what: keys for what, keys in wrong.items() if keys}
@@ -151,14 +164,27 @@ def check_loaded(model: Any, info: dict[str, Any]) -> None:
             f"this checkpoint does not hold the blocks that the config.skipat of {type(model).__name__} describes: "
             f"{found}"
         )
-    for index in record.config.skip:
-        record.family.block_list(tower)[index].phi.reset_parameters()  # type: ignore[operator, union-attr]
+    for _, tower, record in cut:
+        for index in record.config.skip:
+            record.family.block_list(tower)[index].phi.reset_parameters()  # type: ignore[operator, union-attr]
     logger.warning(
         "%s was loaded from the checkpoint of an uncut model: the Φ of blocks %s are fresh. Solve or distil them "
         "before use.",
         type(model).__name__,
-        list(record.config.skip),
+        [index for _, _, record in cut for index in record.config.skip],
     )
+
+
+def _names_in(cut: list[tuple[str, Any, Record]], skipped: bool) -> re.Pattern[str]:
+    """What the names of weights in blocks of cut towers look like, or in their skipped ones; of one, in any holder."""
+    places = []
+    for path, tower, record in cut:
+        place = "" if len(cut) == 1 else re.escape(f"{path}.")
+        for index, block in enumerate(record.family.block_paths(tower)):
+            owner, _, name = block.rpartition(".")
+            if not skipped or index in record.config.skip:
+                places.append(rf"{place}{re.escape(owner)}\.{name if skipped else '[0-9]+'}\.")
+    return re.compile(rf"(^|\.)({'|'.join(dict.fromkeys(places))})")
 
 
 @cached
@@ -204,9 +230,9 @@ def can_adopt(model: object) -> bool:
     """
     if not isinstance(model, PreTrainedModel) or getattr(transformers, type(model).__name__, None) is not type(model):
         return False
-    return all(
-        entry.config_class is type(model.config) for _, found in auto_entries(type(model.config)) for entry in found
-    )
+    # AutoBackbone gives a part of some models, such as TIPSv2, for the config of the whole.
+    entries = [found for name, found in auto_entries(type(model.config)) if name != "AutoBackbone"]
+    return all(entry.config_class is type(model.config) for found in entries for entry in found)
 
 
 def is_adopted(model: object) -> bool:
@@ -215,16 +241,38 @@ def is_adopted(model: object) -> bool:
 
 
 def adopt(model: Any, skipat: SkipatConfig) -> None:
-    """Give a model that was cut in place its ``Skipat…`` class, and its config what was done."""
-    config, stock = model.config, type(model)
+    """Give a model that was cut in place its ``Skipat…`` class, and its config what was done.
+
+    Of one that has them, as another of its towers was cut before, the config is told of this one too.
+    """
+    if is_adopted(model):
+        before = SkipatConfig.from_dict(model.config.skipat)
+        model.config.skipat = replace(before, others=(*before.others, skipat)).to_dict()
+        return
+    stock = type(model)
     # What can fail comes before the first change.
-    config_class, model_class, places = skipat_config_class(type(config)), skipat_model_class(stock), auto_map(stock)
-    register_config(type(config))
+    config_class, model_class = skipat_config_class(type(model.config)), skipat_model_class(stock)
+    places = auto_map(stock)
+    register_config(type(model.config))
+    register_models(type(model.config))
+    config = _own_config(model)
     config.__class__ = config_class  # keep the object: every attention module holds it
     config.skipat, config.auto_map = skipat.to_dict(), places
+    refuse_stock(config)
     model.__class__ = model_class
     # transformers looks up by class what a model can record, and fills this in __init__
     dict.__setitem__(_CAN_RECORD_REGISTRY, str(model.__class__), model._can_record_outputs)
+
+
+def _own_config(model: Any) -> Any:
+    """The configuration of a model, made its own: others may have been built from the same object."""
+    copies: dict[int, Any] = {}
+    copy.deepcopy(model.config, copies)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, PreTrainedConfig) and id(value) in copies:
+                setattr(module, name, copies[id(value)])
+    return model.config
 
 
 def release(model: Any) -> None:
@@ -233,6 +281,7 @@ def release(model: Any) -> None:
     config.__class__ = config.stock_class
     del config.skipat
     del config.auto_map
+    allow_stock(config)
     model.__class__ = model.stock_class
 
 
@@ -246,7 +295,7 @@ def __getattr__(name: str) -> type:
 
 
 def register_with_auto_classes() -> None:
-    """Let ``AutoConfig`` and every ``AutoModel…`` find the cut form of each model type that may hold a tower."""
+    """Let ``AutoConfig`` find the cut form of each model type that may hold a tower; its models follow a config."""
     packages = {
         tower.split(".")[2] for family in FAMILIES for tower in family.towers if tower.startswith("transformers")
     }
@@ -257,14 +306,20 @@ def register_with_auto_classes() -> None:
 
 
 def register_config(stock: type[PreTrainedConfig]) -> None:
-    """Let the Auto classes find the cut form of the models of one stock config class."""
+    """Let ``AutoConfig`` find the cut form of one stock config class."""
     config_class = skipat_config_class(stock)
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    REGISTERED.add(config_class)
+
+
+@cached
+def register_models(stock: type[PreTrainedConfig]) -> None:
+    """Let every ``AutoModel…`` find the cut form of the models of one stock config class."""
     for name, found in auto_entries(stock):
         classes = tuple(skipat_model_class(entry) for entry in found if entry.config_class is stock)
         if classes:
             auto_class = getattr(modeling_auto, name)
-            auto_class.register(config_class, classes if len(classes) > 1 else classes[0], exist_ok=True)
+            auto_class.register(skipat_config_class(stock), classes if len(classes) > 1 else classes[0], exist_ok=True)
 
 
 def auto_entries(stock: type[PreTrainedConfig]) -> list[tuple[str, list[Any]]]:

@@ -12,8 +12,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .clusters import Clustered, Clusters
 from .config import PhiConfig
-from .depthwise import DepthwiseConv2d
-from .in_place import may_overwrite
+from .depthwise import depthwise
+from .in_place import may_overwrite, may_write
+from .padding import mean_of, without_padding
+from .ragged import Layout, Ragged, places_in, seen_in
+from .recording import is_recorded
+from .tokens import by
 
 # A hidden unit shifted this far keeps a unit-scale input where GELU is nearly the identity: two GELUs are off by 3 % of
 # the scale. A further shift is closer in float32, but bfloat16 rounds it more coarsely.
@@ -32,16 +36,16 @@ class EfficientChannelAttention(nn.Conv1d):
         super().__init__(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
         nn.init.zeros_(self.weight)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """The gate (B, 1, D) of patch tokens (B, H·W, D)."""
-        return super().forward(patches.mean(dim=1, keepdim=True)).sigmoid()
+    def forward(self, patches: Tensor, attended: Tensor | None = None) -> Tensor:
+        """The gate (B, 1, D) of patch tokens (B, H·W, D), of which only those that are attended to (B, H·W) count."""
+        return super().forward(mean_of(patches, attended)).sigmoid()
 
 
 class Phi(nn.Module):
     """Φ: Z_l from Z_{l-1} without attention (paper Eq. 5).
 
-    On the patch tokens, laid out as their H×W grid: FC, GELU, depthwise convolution, GELU, FC, ECA. On the prefix
-    tokens: what `PhiConfig.prefix` says; where they attend, their Z is given. There is neither a norm nor
+    On the patch tokens, laid out as their H×W grid (of a video T×H×W): FC, GELU, depthwise convolution, GELU, FC, ECA.
+    On the prefix tokens: what `PhiConfig.prefix` says; where they attend, their Z is given. There is neither a norm nor
     a residual inside Φ. With all that `PhiConfig` can add, for x = LN(X), C the means over clusters of alike
     patches and Cᵀ their copies,
 
@@ -56,14 +60,17 @@ class Phi(nn.Module):
         num_prefix_tokens: Number P of tokens before the patches (CLS, distillation, registers).
         config: The shape of Φ.
         num_suffix_tokens: Number S of tokens after the patches (YOLOS' detection tokens), treated like prefix tokens.
+        axes: Of the patch grid: 2, or 3 of a video.
 
-    Example:
+    Examples:
         >>> phi = Phi(dim=8, num_prefix_tokens=1, config=PhiConfig.paper())
         >>> phi(torch.randn(2, 1 + 3 * 5, 8), grid=(3, 5)).shape
         torch.Size([2, 16, 8])
     """
 
-    def __init__(self, dim: int, num_prefix_tokens: int, config: PhiConfig, num_suffix_tokens: int = 0) -> None:
+    def __init__(
+        self, dim: int, num_prefix_tokens: int, config: PhiConfig, num_suffix_tokens: int = 0, axes: int = 2
+    ) -> None:
         super().__init__()
         self.num_prefix_tokens, self.num_suffix_tokens = num_prefix_tokens, num_suffix_tokens
         self.prefix = config.prefix
@@ -72,7 +79,7 @@ class Phi(nn.Module):
         self.expand = nn.Linear(dim, hidden)
         self.expand_x = nn.Linear(dim, hidden, bias=False) if config.reads_x else None
         self.expand_clusters = nn.Linear(dim, hidden, bias=False) if config.reads_x and config.pool else None
-        self.depthwise = DepthwiseConv2d(hidden, config.kernel_size)
+        self.depthwise = depthwise(hidden, config.kernel(axes))
         self.reduce = nn.Linear(hidden, dim)
         self.eca = EfficientChannelAttention() if config.channel_attention else None
         mixes = config.prefix == "mix" and num_prefix_tokens + num_suffix_tokens > 0
@@ -114,9 +121,9 @@ class Phi(nn.Module):
             expand.weight[:used] = part
         self.expand.bias[:used] = LINEAR_SHIFT if shift is None else LINEAR_SHIFT + shift
         self.depthwise.weight.zero_()
-        middle = self.depthwise.kernel_size[0] // 2
-        self.depthwise.weight[:, :, middle, middle] = 1.0
-        self.depthwise.bias.zero_()  # type: ignore[union-attr]
+        middle: tuple[Any, ...] = (..., *(side // 2 for side in self.depthwise.kernel_size))
+        self.depthwise.weight[middle] = 1.0
+        self.depthwise.bias.zero_()
         self.reduce.weight.zero_()
         self.reduce.weight[:, :used] = decode / gate
         self.reduce.bias.copy_((bias - LINEAR_SHIFT * decode.sum(dim=1)) / gate)
@@ -134,35 +141,45 @@ class Phi(nn.Module):
     def forward(
         self,
         z: Tensor,
-        grid: tuple[int, int],
+        grid: Layout,
         rows: Tensor | None = None,
         x: Tensor | None = None,
         clustered: Clustered | None = None,
+        attended: Tensor | None = None,
     ) -> Tensor:
         """Z of this block from Z of the block before.
 
         Args:
             z: (B, P + H·W + S, D).
-            grid: (H, W), the patch grid.
+            grid: (H, W) or (T, H, W), the patch grid; or the grids of the images, where they differ.
             rows: (B, P + S, D), Z of the prefix and suffix tokens, where they attend.
             x: (B, P + H·W + S, D), LN(X), where Φ reads it.
             clustered: The clusters of its patches, the means of LN(X) over them and their Z, where Φ has clusters.
+            attended: (B or 1, P + H·W + S), which tokens are no padding; all where it is left out.
 
         Raises:
             ValueError: The number of tokens does not fit the grid, or something that Φ reads is not given.
         """
-        prefix, patches, suffix = self.num_prefix_tokens, grid[0] * grid[1], self.num_suffix_tokens
-        if z.shape[1] != prefix + patches + suffix:
-            others = f"{prefix} prefix" + (f" and {suffix} suffix" if suffix else "")
-            raise ValueError(
-                f"Φ was given {z.shape[1]} tokens, but {others} tokens and a {grid[0]}×{grid[1]} patch grid make "
-                f"{prefix + patches + suffix}"
-            )
+        self.check_tokens(z, grid)
         if rows is None and self.attends:
             raise ValueError("the prefix tokens of this Φ attend: it must be given their rows of the MSA")
         if (x is None and self.reads_x) or (clustered is None and self.pool):
             raise ValueError("this Φ reads more than Z: it must be given x, and where it has clusters, clustered")
-        return self.map_tokens(z, grid, prefix, rows, x, clustered)
+        return self.map_tokens(z, grid, self.num_prefix_tokens, rows, x, clustered, attended)
+
+    def check_tokens(self, z: Tensor, grid: Layout) -> None:
+        """Check the number of tokens (B, N, D) against the grid.
+
+        Raises:
+            ValueError: It does not fit.
+        """
+        prefix, patches, suffix = self.num_prefix_tokens, places_in(grid), self.num_suffix_tokens
+        if z.shape[1] != prefix + patches + suffix:
+            others = f"{prefix} prefix" + (f" and {suffix} suffix" if suffix else "")
+            where = f"places for {patches} patches" if isinstance(grid, Ragged) else f"a {by(grid)} patch grid"
+            raise ValueError(
+                f"Φ was given {z.shape[1]} tokens, but {others} tokens and {where} make {prefix + patches + suffix}"
+            )
 
     @property
     def attends(self) -> bool:
@@ -179,53 +196,64 @@ class Phi(nn.Module):
         """How many inputs `patch_inputs` has."""
         return 1 + (self.expand_x is not None) + (self.expand_clusters is not None)
 
-    def clusters(self, h: Tensor, grid: tuple[int, int]) -> Clusters:
-        """The clusters of tokens (B, P + H·W + S, D)."""
-        return Clusters.of(h, self.num_prefix_tokens, self.num_suffix_tokens, grid, self.pool)
+    def clusters(self, h: Tensor, grid: Layout, attended: Tensor | None = None) -> Clusters:
+        """The clusters of tokens (B, P + H·W + S, D).
 
-    def patch_inputs(self, grid: tuple[int, int], z: Tensor, x: Tensor | None, clustered: Clustered | None) -> Tensor:
+        Raises:
+            ValueError: The number of tokens does not fit the grid.
+        """
+        self.check_tokens(h, grid)
+        prefix, suffix = self.num_prefix_tokens, self.num_suffix_tokens
+        return Clusters.of(h, prefix, suffix, grid, self.pool, seen_in(grid, attended, prefix, suffix))
+
+    def patch_inputs(self, grid: Layout, z: Tensor, x: Tensor | None, clustered: Clustered | None) -> Tensor:
         """What the hidden units read of the patches, (B, H·W, k·D): Z, LN(X), and its means over clusters."""
-        parts, patches = [z], slice(self.num_prefix_tokens, self.num_prefix_tokens + grid[0] * grid[1])
+        parts, patches = [z], slice(self.num_prefix_tokens, self.num_prefix_tokens + places_in(grid))
         if self.expand_x is not None:
             assert x is not None
             parts.append(x)
         parts = [part[:, patches] for part in parts]
         if self.expand_clusters is not None:
             assert clustered is not None
-            parts.append(clustered.clusters.spread(clustered.x))
+            parts.append(clustered.spread(clustered.x))
         return torch.cat(parts, dim=-1)
 
     def map_tokens(
         self,
         z: Tensor,
-        grid: tuple[int, int],
+        grid: Layout,
         first: int,
         rows: Tensor | None = None,
         x: Tensor | None = None,
         clustered: Clustered | None = None,
+        attended: Tensor | None = None,
     ) -> Tensor:
         """Φ of tokens (B, N, D) whose patches start at `first`; every other token counts as a prefix token.
 
         Their Z is `rows`, where given; else what `PhiConfig.prefix` says.
 
-        The rows of the prefix tokens are made room for in whatever is narrower, the hidden units or the output, and no
-        other tensor of all tokens is copied.
+        Where writing is allowed, the rows of the prefix tokens are made room for in whatever is narrower, the hidden
+        units or the output, and no other tensor of all tokens is copied.
         """
-        last = first + grid[0] * grid[1]
+        last = first + places_in(grid)
         others = z.shape[1] - (last - first)
-        room = others > 0 and self.reduce.in_features < self.reduce.out_features
-        out = self.checkpointed(self.convolve, self.hidden(z, grid, first, x, clustered), grid)
+        attended = seen_in(grid, None if attended is None else attended[:, first:last])
+        writes = may_write(self)
+        room = writes and others > 0 and self.reduce.in_features < self.reduce.out_features
+        out = self.checkpointed(self.convolve, self.hidden(z, grid, first, x, clustered, writes), grid, attended)
         out = self.checkpointed(self.project, out, (first, z.shape[1] - last) if room else (0, 0))
         if self.eca is not None:
-            gate = self.eca(out[:, first:last] if room else out)
+            gate = self.eca(out[:, first:last] if room else out, attended)
             out = out.mul_(gate) if may_overwrite(self) else out * gate
-        if clustered is not None:
-            (out[:, first:last] if room else out).add_(clustered.patches())
+        if clustered is not None and room:
+            out[:, first:last].add_(clustered.patches())
+        elif clustered is not None:
+            out = _add(out, clustered.patches(), writes)
         if others == 0:
             return out
         prefix = rows
         if prefix is None:
-            prefix = self.map_prefix(torch.cat([z[:, :first], z[:, last:]], dim=1), z[:, first:last])
+            prefix = self.map_prefix(torch.cat([z[:, :first], z[:, last:]], dim=1), z[:, first:last], attended)
         if not room:
             return torch.cat([prefix[:, :first], out, prefix[:, first:]], dim=1)
         out[:, :first] = prefix[:, :first]
@@ -233,18 +261,24 @@ class Phi(nn.Module):
         return out
 
     def hidden(
-        self, z: Tensor, grid: tuple[int, int], first: int, x: Tensor | None, clustered: Clustered | None
+        self,
+        z: Tensor,
+        grid: Layout,
+        first: int,
+        x: Tensor | None,
+        clustered: Clustered | None,
+        writes: bool,
     ) -> Tensor:
         """The hidden units of the patches, (B, H·W, h), before the first GELU."""
         # All tokens go through the Linear, as a slice of Z would have to be copied, and Z may be wider than the hidden
         # units. Then the patches are copied out: GELU and the convolution are slow on a slice.
         hidden = self.expand(z)
         if self.expand_x is not None:
-            hidden += self.expand_x(x)
-        hidden = hidden[:, first : first + grid[0] * grid[1]].contiguous()
+            hidden = _add(hidden, self.expand_x(x), writes)
+        hidden = hidden[:, first : first + places_in(grid)].contiguous()
         if self.expand_clusters is not None:
             assert clustered is not None
-            hidden += clustered.clusters.spread(self.expand_clusters(clustered.x))
+            hidden = _add(hidden, clustered.spread(self.expand_clusters(clustered.x)), writes)
         return hidden
 
     def checkpointed(self, step: Callable[..., Tensor], *args: Any) -> Tensor:
@@ -253,27 +287,37 @@ class Phi(nn.Module):
         Four wide tensors are more than all that autograd keeps for the MSA. So it keeps the two before the GELUs.
         """
         wide = self.expand.out_features > self.expand.in_features
-        if wide and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if wide and torch.is_grad_enabled() and not is_recorded():
             return checkpoint(step, *args, use_reentrant=False, preserve_rng_state=False)
         return step(*args)
 
-    def convolve(self, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
-        """GELU and depthwise convolution: (B, H·W, h) to (B, h, H, W)."""
-        # (B, H·W, h) seen as (B, h, H, W) is channels-last in memory already: neither view copies.
-        return self.depthwise(self.gelu(hidden).unflatten(1, grid).permute(0, 3, 1, 2))
+    def convolve(self, hidden: Tensor, grid: Layout, attended: Tensor | None) -> Tensor:
+        """GELU and depthwise convolution: (B, H·W, h) to (B, h, H, W), or of a video (B, h, T, H, W).
+
+        Where grids differ by image, (B, N, h) to (B, h, N).
+        """
+        hidden = without_padding(self.gelu(hidden), attended)
+        if isinstance(grid, Ragged):
+            return self.depthwise(hidden, grid)
+        # (B, H·W, h) seen so is channels-last in memory already: neither view copies.
+        return self.depthwise(hidden.unflatten(1, grid).movedim(-1, 1))
 
     def project(self, hidden: Tensor, room: tuple[int, int]) -> Tensor:
-        """GELU and FC: (B, h, H, W) to (B, H·W, D), with this many more tokens before and after."""
-        hidden = self.gelu(hidden).permute(0, 2, 3, 1).flatten(1, 2)
+        """GELU and FC: what `convolve` gives to (B, H·W, D), with this many more tokens before and after."""
+        hidden = self.gelu(hidden).movedim(1, -1).flatten(1, -2)
         return self.reduce(F.pad(hidden, (0, 0, *room)) if any(room) else hidden)
 
     def gelu(self, hidden: Tensor) -> Tensor:
         """GELU, in place where nothing else needs what it is given."""
         return torch.ops.aten.gelu_(hidden) if may_overwrite(self) else F.gelu(hidden)
 
-    def map_prefix(self, prefix: Tensor, patches: Tensor) -> Tensor:
+    def map_prefix(self, prefix: Tensor, patches: Tensor, attended: Tensor | None) -> Tensor:
         """(B, P, D) and (B, H·W, D) to (B, P, D)."""
         if self.mix is None:
             return prefix
-        mean = patches.mean(dim=1, keepdim=True).expand_as(prefix)
+        mean = mean_of(patches, attended).expand_as(prefix)
         return self.mix(torch.cat([prefix, mean], dim=-1))
+
+
+def _add(to: Tensor, other: Tensor, writes: bool) -> Tensor:
+    return to.add_(other) if writes else to + other

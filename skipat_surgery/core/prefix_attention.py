@@ -28,9 +28,11 @@ def attend(msa: Projections, h: Tensor, special: Special, training: bool) -> Ten
     absorbs = own.shape[1] * msa.num_heads < h.shape[2]
     query = heads(msa.query.apply(own), msa.num_heads)
     query = query if msa.norm_query is None else msa.norm_query(query)
+    query = query if msa.rotate_special is None else msa.rotate_special(query)
     linear = msa.norm_key is None and msa.rotate is None
-    score = _absorbed_scores if absorbs and linear and msa.key.weight is not None else _scores
+    score = _absorbed_scores if absorbs and linear and msa.key.weight is not None else scores_of
     scores = score(msa, query * msa.scale, h)
+    scores = scores if msa.mix is None else msa.mix(scores)
     weights = attention_weights(scores, msa.bias(special), msa.dropout if training else 0.0)
     weights = weights if msa.combine is None else msa.combine(weights)
     read = _absorbed_read if absorbs and msa.value.weight is not None else _read
@@ -42,20 +44,20 @@ def _by_head(x: Tensor, weight: Tensor) -> Tensor:
     return (x.transpose(0, 1).flatten(1, 2) @ weight).unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1)
 
 
-def _scores(msa: Projections, query: Tensor, h: Tensor) -> Tensor:
+def scores_of(msa: Projections, query: Tensor, h: Tensor) -> Tensor:
     """(B, H, P, N) of queries (B, H, P, d), with keys that are made."""
     key = heads(msa.key.apply(h), msa.num_key_heads)
     key = key if msa.norm_key is None else msa.norm_key(key)
     key = key if msa.rotate is None else msa.rotate(key, None)
-    return query @ key.repeat_interleave(msa.num_heads // msa.num_key_heads, dim=1).mT
+    return query @ key.repeat_interleave(msa.num_heads // msa.num_key_heads, dim=1).transpose(-2, -1)
 
 
 def _absorbed_scores(msa: Projections, query: Tensor, h: Tensor) -> Tensor:
     """(B, H, P, N) of queries (B, H, P, d), without keys."""
     assert msa.key.weight is not None
     absorbed = _by_head(query, shared(msa.key.weight, msa.num_key_heads, msa.num_heads, 0))
-    scores = (absorbed.flatten(1, 2) @ h.mT).unflatten(1, query.shape[1:3])
-    if msa.key.bias is None or not torch.is_grad_enabled():
+    scores = (absorbed.flatten(1, 2) @ h.transpose(-2, -1)).unflatten(1, query.shape[1:3])
+    if msa.key.bias is None or not torch.is_grad_enabled() or torch.jit.is_tracing():
         return scores
     # The softmax drops it, but a parameter without a gradient, rather than with a zero one, stops DDP.
     bias = shared(msa.key.bias, msa.num_key_heads, msa.num_heads, 0)
@@ -72,7 +74,7 @@ def _absorbed_read(msa: Projections, weights: Tensor, h: Tensor) -> Tensor:
     assert msa.value.weight is not None
     mean = (weights.flatten(1, 2) @ h).unflatten(1, weights.shape[1:3])
     count = weights.shape[1]
-    read = _by_head(mean, shared(msa.value.weight, msa.num_value_heads, count, 0).mT)
+    read = _by_head(mean, shared(msa.value.weight, msa.num_value_heads, count, 0).transpose(-2, -1))
     if msa.value.bias is None:
         return read
     # The weights of a row add up to one, but for dropout.

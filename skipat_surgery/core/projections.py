@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -53,10 +53,23 @@ class Projection:
 
         return tuple(cls(third(part)) for part in range(3))
 
+    @classmethod
+    def parts(cls, linear: Any, sizes: Sequence[int]) -> tuple[Projection, ...]:
+        """Of a module that makes queries, keys and values at once, of so many rows."""
+        if is_plain(linear):
+            biases = (None,) * len(sizes) if linear.bias is None else linear.bias.split(sizes)
+            return tuple(map(cls.affine, linear.weight.split(sizes), biases))
+
+        def part(number: int) -> Callable[[Tensor], Tensor]:
+            return lambda x: linear(x).split(sizes, dim=-1)[number]
+
+        return tuple(cls(part(number)) for number in range(len(sizes)))
+
 
 def is_plain(linear: nn.Module) -> bool:
     """Whether a module is a Linear and nothing else: no adapter, no quantised or offloaded weight, no hook."""
-    hooked = linear._forward_hooks or linear._forward_pre_hooks or hasattr(linear, "_hf_hook")
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
+    hooked = any(hooks) or hasattr(linear, "_hf_hook")
     return type(linear) is nn.Linear and type(linear.weight) in (Tensor, nn.Parameter) and not hooked
 
 
@@ -84,11 +97,16 @@ class Projections:
         dropout: Of the attention weights, in training.
         norm_query: Norm of the queries (B, H, n, d), or None.
         norm_key: Norm of the keys (B, G, N, d), or None.
-        rotate: Rotary embedding of the keys (B, G, N, d) of all tokens, or None. It leaves special tokens alone.
-        combine: From the attention weights (B, H, n, N), those that values are read with, fewer heads where maps are
-            subtracted; None where they are the same.
+        mix: From the scores (B, H, n, N), those that the softmax takes, where heads are mixed; None where they are the
+            same.
+        rotate: Rotary embedding of the keys (B, G, N, d) of all tokens, or None.
+        rotate_special: Of the queries (B, H, n, d) of the special tokens, or None where it leaves them alone.
+        combine: From the attention weights (B, H, n, N), those that values are read with: mixed, or fewer where
+            maps are subtracted; None where they are the same.
         bias: From the tokens that ask, what is added to the rows of their scores, each broadcast to (B, H, n, N).
             Booleans keep where True.
+        distances: From queries (B, H, n, d) of the clusters, or of all patches, and the M clusters as keys, what their
+            distances add to the scores, (B, H, n, M), where that depends on the query; None where it does not.
     """
 
     num_heads: int
@@ -102,9 +120,12 @@ class Projections:
     dropout: float
     norm_query: Callable[[Tensor], Tensor] | None = None
     norm_key: Callable[[Tensor], Tensor] | None = None
+    mix: Callable[[Tensor], Tensor] | None = None
     rotate: Callable[[Tensor, Clusters | None], Tensor] | None = None
+    rotate_special: Callable[[Tensor], Tensor] | None = None
     combine: Callable[[Tensor], Tensor] | None = None
     bias: Callable[[Asking], list[Tensor]] = _no_bias
+    distances: Callable[[Tensor, Clusters], Tensor] | None = None
 
 
 def heads(x: Tensor, num_heads: int) -> Tensor:

@@ -13,7 +13,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: 
         rows: The cells, as many in each row.
         align: ``l``, ``r`` or ``c`` for each column; the first to the left and the others to the right when left out.
 
-    Example:
+    Examples:
         >>> print(markdown_table(["", "top-1"], [["teacher", "82.0"]]))
         |  | top-1 |
         |--|--:|

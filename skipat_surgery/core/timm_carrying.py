@@ -26,61 +26,60 @@ class CheckpointingBlock(Grafted):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         # By name, so that transformers does not ask for timm where a checkpoint of its own models carries this file.
         checkpoint = importlib.import_module("timm.models").checkpoint
-        return checkpoint(super().__call__, *args, **kwargs)  # type: ignore[misc]
-
-
-class FirstBlock(Grafted):
-    """Block 0 of a tower that takes one size of image and has no ``_pos_embed``: sets the grid out on its way."""
-
-    skipat_patch_embed: tuple[Any]  # in a tuple, as it is no submodule of the block
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        grid = self.skipat_patch_embed[0].grid_size
-        return super().__call__(carry(x.view_as(x), grid), *args, **kwargs)  # type: ignore[misc]
+        given = {name: value for name, value in kwargs.items() if value is not None}  # a reentrant one takes none
+        return checkpoint(super().__call__, *args, **given)  # type: ignore[misc]
 
 
 class TimmTower(Grafted):
     """A tower that leaves checkpointing to its blocks."""
 
+    skipat_family: Family
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         super().set_grad_checkpointing(enable)  # type: ignore[misc]
-        self.grad_checkpointing = False
-        for block in self.blocks:  # type: ignore[attr-defined]
-            block.skipat_checkpoints = enable
+        for module in _running(self, self.skipat_family):
+            module.grad_checkpointing = False
+        for block in self.skipat_family.block_list(self):  # type: ignore[arg-type]
+            block.skipat_checkpoints = enable  # type: ignore[assignment]
 
 
 class PosEmbedTower(TimmTower):
     """A tower whose tokens carry, out of ``_pos_embed``, the grid that they had before it."""
 
     def _pos_embed(self, x: Tensor) -> Any:
-        height, width = x.shape[1:3] if x.ndim == 4 else self.patch_embed.grid_size  # type: ignore[attr-defined]
+        embed: Any = self.patch_embed  # type: ignore[attr-defined]
+        height, width = embed.grid_size if embed.flatten else x.shape[1:3]
         out = super()._pos_embed(x)  # type: ignore[misc]
-        carry(out if isinstance(out, Tensor) else out[0], (height, width))
+        carry(out[0] if isinstance(out, tuple) else out, (height, width))
         return out
+
+
+def makes_the_grid(tower: Any, family: Family) -> bool:
+    """Whether tokens carry the grid out of a method of the tower."""
+    return family.embeddings is None and hasattr(tower, "_pos_embed")
 
 
 def move_checkpointing_into_blocks(tower: Any, family: Family) -> None:
     """Have each block checkpoint itself, if its tower does now. Before any other graft on the blocks."""
     for block in family.block_list(tower):
         graft(block, CheckpointingBlock)
-    graft(tower, PosEmbedTower if hasattr(tower, "_pos_embed") else TimmTower)
-    tower.set_grad_checkpointing(tower.grad_checkpointing)
+    graft(tower, PosEmbedTower if makes_the_grid(tower, family) else TimmTower)
+    tower.__dict__["skipat_family"] = family
+    tower.set_grad_checkpointing(_running(tower, family)[0].grad_checkpointing)
 
 
-def set_out_grid(tower: Any, family: Family) -> None:
-    """Let the tokens carry the grid from block 0 on. After every other graft on the blocks."""
-    if not isinstance(tower, PosEmbedTower):
-        first = family.block_list(tower)[0]
-        graft(first, FirstBlock)
-        first.__dict__["skipat_patch_embed"] = (tower.patch_embed,)
-
-
-def undo_timm_layers(tower: Any, family: Family) -> None:
-    """Undo both, and every other graft on the tower and its blocks."""
+def undo_move_checkpointing(tower: Any, family: Family) -> None:
+    """Undo it, and every other graft on the tower and its blocks."""
     checkpoints = family.block_list(tower)[0].skipat_checkpoints
     for block in family.block_list(tower):
         ungraft(block)
         block.__dict__.pop("skipat_checkpoints")
-        block.__dict__.pop("skipat_patch_embed", None)
     ungraft(tower)
-    tower.grad_checkpointing = checkpoints
+    del tower.__dict__["skipat_family"]
+    for module in _running(tower, family):
+        module.grad_checkpointing = checkpoints
+
+
+def _running(tower: Any, family: Family) -> list[Any]:
+    """What runs the blocks, and knows whether to checkpoint them: the tower, or its stages."""
+    return [tower.get_submodule(path) for path in family.stage_paths(tower)] or [tower]

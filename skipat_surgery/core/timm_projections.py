@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .clusters import Clusters
 from .projections import Asking, Projection, Projections
+from .ragged import select
 
-READ = ("Attention", "AttentionRope", "DiffAttention", "EvaAttention", "RelPosAttention")
+READ = ("Attention", "AttentionRope", "DiffAttention", "EvaAttention", "RelPosAttention", "TalkingHeadAttn")
 
 
 def timm_attends(attention: nn.Module) -> bool:
@@ -33,6 +34,7 @@ def timm_projections(
 ) -> Projections:
     """Of an MSA and the arguments of its forward."""
     differs = hasattr(attention, "sub_norm")  # differential attention: two maps a head, one subtracted from the other
+    talks = hasattr(attention, "proj_w")  # talking heads: mixed before the softmax and after it
     heads = attention.num_heads * (2 if differs else 1)
     query, key, value = _query_key_value(attention)
     shared = next((bias for bias in (shared, shared_rel_pos, shared_rel_pos_bias) if bias is not None), None)
@@ -45,11 +47,12 @@ def timm_projections(
         key=key,
         value=value,
         output=partial(_output, attention),
-        dropout=attention.attn_drop.p,
+        dropout=0.0 if talks else attention.attn_drop.p,
         norm_query=_unless_identity(attention, "q_norm"),
         norm_key=_unless_identity(attention, "k_norm"),
         rotate=None if rope is None else partial(_rotate, attention, rope),
-        combine=partial(_difference, attention) if differs else None,
+        mix=partial(_mixed, attention.proj_l) if talks else None,
+        combine=partial(_difference, attention) if differs else partial(_talked, attention) if talks else None,
         bias=partial(_bias, attention, shared, None if is_causal else attn_mask, is_causal, x.shape[1]),
     )
 
@@ -74,6 +77,15 @@ def _difference(attention: Any, weights: Tensor) -> Tensor:
     return first - attention._compute_lambda().type_as(weights) * second
 
 
+def _mixed(linear: nn.Module, maps: Tensor) -> Tensor:
+    """(B, H, P, N) through a Linear over heads."""
+    return linear(maps.movedim(1, -1)).movedim(-1, 1)
+
+
+def _talked(attention: Any, weights: Tensor) -> Tensor:
+    return attention.attn_drop(_mixed(attention.proj_w, weights))
+
+
 def _output(attention: Any, context: Tensor, asking: Tensor) -> Tensor:
     if hasattr(attention, "sub_norm"):
         heads = context.unflatten(2, (attention.num_heads, -1))
@@ -88,7 +100,7 @@ def _output(attention: Any, context: Tensor, asking: Tensor) -> Tensor:
 def _rotate(attention: Any, rope: Tensor, key: Tensor, clusters: Clusters | None) -> Tensor:
     """Rotary keys (B, G, N, d) of all but the first tokens, patches or clusters."""
     if clusters is not None:
-        rope = rope.index_select(-2, clusters.seeds)
+        rope = select(rope, clusters.seeds, dim=-2)
     first = attention.num_prefix_tokens
     apply = sys.modules[type(attention).__module__].apply_rot_embed_cat
     half = getattr(attention, "rotate_half", False)
@@ -122,3 +134,38 @@ def _relative_position_bias(attention: Any, count: int) -> Tensor | None:
     if table is not None:
         return table[owner.relative_position_index.view(count, count)].permute(2, 0, 1)
     return None if owner is attention else owner.get_bias()
+
+
+def gemma4_attends(attention: nn.Module) -> bool:
+    """Whether `gemma4_projections` can read this MSA."""
+    return type(attention).__qualname__ == "Gemma4Attention"
+
+
+def gemma4_projections(
+    attention: Any, x: Tensor, cos: Tensor, sin: Tensor, attn_mask: Tensor | None = None
+) -> Projections:
+    """Of Gemma 4's MSA, which norms values as well, and the arguments of its forward; for images it has no mask."""
+    groups = attention.num_kv_heads
+
+    def values(h: Tensor) -> Tensor:
+        return attention.v_norm(attention.v_proj(h).unflatten(2, (groups, -1))).flatten(2)
+
+    def rotate(key: Tensor, clusters: Clusters | None) -> Tensor:
+        turn = (cos, sin) if clusters is None else (cos[:, clusters.seeds], sin[:, clusters.seeds])
+        apply = sys.modules[type(attention).__module__].apply_multidimensional_rope
+        return apply(key, *turn, ndim=2, unsqueeze_dim=1)
+
+    return Projections(
+        num_heads=attention.num_heads,
+        num_key_heads=groups,
+        num_value_heads=groups,
+        scale=1.0,
+        query=Projection(attention.q_proj),
+        key=Projection(attention.k_proj),
+        value=Projection(values),
+        output=lambda context, asking: attention.proj_drop(attention.o_proj(context)),
+        dropout=attention.attn_drop.p,
+        norm_query=attention.q_norm,
+        norm_key=attention.k_norm,
+        rotate=rotate,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +18,8 @@ class Special:
 
     def take(self, x: Tensor, dim: int = 1) -> Tensor:
         """Those entries of a dimension as long as the tokens, the prefix first."""
-        first = x.narrow(dim, 0, self.prefix)
-        if self.suffix == 0:
-            return first
-        return torch.cat([first, x.narrow(dim, x.shape[dim] - self.suffix, self.suffix)], dim=dim)
+        first = _part(x, dim, slice(self.prefix))
+        return torch.cat([first, _part(x, dim, slice(-self.suffix, None))], dim=dim) if self.suffix else first
 
 
 @dataclass(frozen=True)
@@ -32,4 +31,14 @@ class Patches:
 
     def take(self, x: Tensor, dim: int = 1) -> Tensor:
         """Those entries of a dimension as long as the tokens."""
-        return x.narrow(dim, self.prefix, x.shape[dim] - self.prefix - self.suffix)
+        return _part(x, dim, slice(self.prefix, -self.suffix if self.suffix else None))
+
+
+def _part(x: Tensor, dim: int, which: slice) -> Tensor:
+    # A length that is computed from a shape, as `narrow` takes it, is a tensor in a trace: OpenVINO converts none.
+    return x[(slice(None),) * (dim % x.ndim) + (which,)]
+
+
+def by(sides: Iterable[int]) -> str:
+    """4×5 of the sides of a grid or a kernel."""
+    return "×".join(map(str, sides))

@@ -12,7 +12,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ..core.tables import markdown_table
-from ..observing import evaluating
+from ..observing import evaluating, image_part
+from ..tower import Tower
 from .counting import gflops
 from .memory import peak_memory, training_step, weight_bytes
 from .timing import Estimate, latencies
@@ -28,7 +29,8 @@ class Rival:
     Args:
         name: What it is called in the table.
         model: The model as it stands, whose FLOPs and memory are counted.
-        call: What is timed, such as the model compiled; the model itself where left out.
+        call: What is timed, such as the model compiled; where left out the model, or its vision tower where it takes
+            text too.
         mode: Models are compared with the untouched model and the limit of the same mode, ``"eager"`` or another.
         counts: Whether its FLOPs and weights can be counted.
         trains: Whether a training step can be run.
@@ -79,7 +81,7 @@ class Comparison:
         """How many times as fast as the untouched, eager model a row is, round by round."""
         untouched = self.row(UNTOUCHED)
         assert untouched is not None
-        return Estimate.of([full / cut for full, cut in zip(untouched.seconds, row.seconds, strict=True)])
+        return Estimate.of_speed(untouched.seconds, row.seconds)
 
     def captured(self, row: Row) -> Estimate | None:
         """The captured share (T_full - T_cut) / (T_full - T_limit) of a row, within its mode.
@@ -122,7 +124,7 @@ class Comparison:
             label(row),
             f"{1e3 * time.value:.1f} ({1e3 * time.low:.1f}–{1e3 * time.high:.1f})",
             f"{self.batch / time.value:.1f}",
-            f"{speed.value:.2f}× ({speed.low:.2f}–{speed.high:.2f})",
+            speed.as_speed(),
             "–"
             if captured is None or row.name == UNTOUCHED
             else f"{captured.value:.0%} ({100 * captured.low:.0f}–{100 * captured.high:.0f})",
@@ -173,7 +175,7 @@ def benchmark(
 
     Args:
         rivals: The models; one of them is called `UNTOUCHED` in mode ``"eager"``.
-        images: One batch (B, C, H, W), on the models' device and in their dtype.
+        images: One batch (B, C, H, W), or of videos (B, T, C, H, W), on the models' device and in their dtype.
         title: Of the table.
         rounds: How often each is timed.
         max_seconds: Fewer rounds, though at least five, where they would take longer.
@@ -184,10 +186,12 @@ def benchmark(
     Raises:
         ValueError: There is no untouched model to compare with.
     """
-    if not any((rival.name, rival.mode) == (UNTOUCHED, "eager") for rival in rivals):
+    untouched = next((rival for rival in rivals if (rival.name, rival.mode) == (UNTOUCHED, "eager")), None)
+    if untouched is None:
         raise ValueError(f"a benchmark needs a rival called {UNTOUCHED!r} in mode 'eager' to compare the others with")
+    tower = Tower.of(untouched.model)
     calls = {
-        str(index): partial(rival.model if rival.call is None else rival.call, images)
+        str(index): partial(tower.run, images, image_part(rival.model) if rival.call is None else rival.call)
         for index, rival in enumerate(rivals)
     }
     with evaluating(*(rival.model for rival in rivals)):
@@ -201,9 +205,9 @@ def benchmark(
                 rival.name,
                 rival.mode,
                 tuple(seconds[str(index)]),
-                gflops(rival.model) if rival.counts else None,
+                gflops(rival.model, images.shape[1:]) if rival.counts else None,
                 peaks[str(index)] + weight_bytes(rival.model) if memory and rival.counts else None,
-                training_bytes(rival, images) if training else None,
+                training_bytes(rival, images, tower) if training else None,
             )
             for index, rival in enumerate(rivals)
         ),
@@ -240,11 +244,12 @@ def summary(comparisons: Sequence[Comparison]) -> str:
     return markdown_table(["", *names], rows)
 
 
-def training_bytes(rival: Rival, images: Tensor) -> int | None:
+def training_bytes(rival: Rival, images: Tensor, tower: Tower) -> int | None:
     """The peak memory of a rival's training step; None where it does not train."""
     if not rival.trains or rival.mode != "eager":
         return None
-    return peak_memory(lambda: training_step(rival.model, images), images.device) + weight_bytes(rival.model)
+    part = image_part(rival.model)
+    return peak_memory(lambda: training_step(part, images, tower), images.device) + weight_bytes(rival.model)
 
 
 def label(row: Row) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.config import PhiConfig, SkipatConfig
-from ..core.cutting import check_skip, take_out
+from ..core.cutting import check_skip, lay_out_no_windows, take_out
 from ..core.in_place import save_memory
 from ..tower import Tower
 
@@ -61,18 +61,25 @@ def limit(model: nn.Module, skip: Iterable[int]) -> nn.Module:
         UnsupportedModelError: The model cannot be cut.
         ValueError: The model is cut, or a block is out of range.
 
-    Example:
-        >>> fastest = limit(model, skip=range(3, 9))  # doctest: +SKIP
+    Examples:
+        >>> import timm
+        >>> import torch
+        >>> from skipat_surgery.measure.limit import limit
+        >>> small = dict(img_size=32, patch_size=8, embed_dim=32, depth=6, num_heads=2, num_classes=4)
+        >>> model = timm.create_model("vit_tiny_patch16_224", **small).eval()
+        >>> limit(model, skip=[2, 3])(torch.randn(1, 3, 32, 32)).shape
+        torch.Size([1, 4])
     """
     model = copy.deepcopy(model)
     tower = Tower.of(model)
     if tower.skip:
         raise ValueError("the limit is made from the untouched model, and this one is cut")
     config = SkipatConfig(dict.fromkeys(skip, PhiConfig()))
-    check_skip(config, len(tower.blocks), type(model).__name__)
+    check_skip(tower.module, tower.family, config, type(model).__name__)
     family = tower.family
     for index in {*config.skip, *(index - 1 for index in config.skip)}:
         save_memory(tower.blocks[index], family.attention)  # as in a cut model
     for index in config.skip:
+        lay_out_no_windows(tower.blocks[index], family)
         take_out(tower.blocks[index], family, DeletedAttention(family.returns_tuple))
     return model

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..core.config import PhiConfig
+from ..observing import image_part
 from ..surgery import apply
 from .benchmark import LIMIT, UNTOUCHED, Rival
 from .limit import limit
@@ -28,6 +29,15 @@ def line_up(model: nn.Module, skip: Iterable[int], phis: Mapping[str, PhiConfig]
     return [Rival(UNTOUCHED, model), *cuts, Rival(LIMIT, limit(model, skip))]
 
 
-def compiled(rivals: Iterable[Rival]) -> list[Rival]:
-    """The same models under ``torch.compile``."""
-    return [replace(rival, call=torch.compile(rival.model, dynamic=False), mode="compiled") for rival in rivals]
+def compiled(rivals: Iterable[Rival], name: str = "compiled", how: str = "default") -> list[Rival]:
+    """The same models under ``torch.compile``.
+
+    Args:
+        rivals: The models.
+        name: Of the mode in which they are compared.
+        how: What ``torch.compile`` calls its mode.
+    """
+    return [
+        replace(rival, call=torch.compile(image_part(rival.model), dynamic=False, mode=how), mode=name)
+        for rival in rivals
+    ]

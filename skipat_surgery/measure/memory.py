@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ..core.cutting import records_of
+from ..tower import Tower
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:
@@ -40,9 +41,9 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
     return max(change["Total Allocated"] for change in changes) - before
 
 
-def training_step(model: nn.Module, images: Tensor) -> None:
-    """One forward and backward of any model, whose gradients are dropped again."""
-    output = model(images)
+def training_step(model: nn.Module, images: Tensor, tower: Tower) -> None:
+    """One forward and backward of any model that takes images as this tower does; its gradients are dropped again."""
+    output = tower.run(images, model)
     tensors = [output] if isinstance(output, Tensor) else list(dict(output).values())
     first = next(value for value in tensors if isinstance(value, Tensor) and value.requires_grad)
     del output, tensors

@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
-from ..observing import evaluating
+from ..batches import Images
+from ..observing import evaluating, image_part
+from ..tower import Tower
 
 WARM_UP = 3
 
@@ -33,6 +36,15 @@ class Estimate:
         low = max(0, int(len(values) / 2 - half))
         high = min(len(values) - 1, int(len(values) / 2 + half))
         return cls(statistics.median(values), ordered[low], ordered[high])
+
+    @classmethod
+    def of_speed(cls, untouched: Sequence[float], own: Sequence[float]) -> Estimate:
+        """How many times as fast as the untouched model another is, from the seconds of both, round by round."""
+        return cls.of([full / part for full, part in zip(untouched, own, strict=True)])
+
+    def as_speed(self) -> str:
+        """With its interval, as tables show it."""
+        return f"{self.value:.2f}× ({self.low:.2f}–{self.high:.2f})"
 
 
 def latencies(
@@ -89,24 +101,26 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 def throughput(
     models: Mapping[str, nn.Module],
-    images: Tensor,
+    images: Images,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     rounds: int = 15,
 ) -> dict[str, float]:
-    """Images per second of each model, the median of interleaved rounds.
+    """Images per second of each model, or of its vision tower where it takes text too; the median of many rounds.
 
     Args:
         models: The models, by name.
-        images: One batch (B, C, H, W), on the models' device.
+        images: One batch (B, C, H, W), of videos (B, T, C, H, W) or of patches, on the models' device.
         autocast: Gives the context that sets the precision.
         rounds: How often each model runs.
     """
 
+    tower = Tower.of(next(iter(models.values())))
+
     def forward(model: nn.Module) -> object:
         with autocast():
-            return model(images)
+            return tower.run(images, model)
 
     with evaluating(*models.values()):
-        calls = {name: lambda model=model: forward(model) for name, model in models.items()}
+        calls = {name: partial(forward, image_part(model)) for name, model in models.items()}
         seconds = latencies(calls, images.device, rounds)
     return {name: len(images) / statistics.median(values) for name, values in seconds.items()}

@@ -16,9 +16,18 @@ from torch import Tensor, nn
 
 import skipat_surgery
 from skipat_surgery import PhiConfig
+from skipat_surgery.core.config import SkipatConfig
+from skipat_surgery.core.windowed_phis import suited
+from skipat_surgery.tower import Tower
 
 SKIP = (2, 3, 5)  # two runs, one of which ends at the last block
 PHIS = dict.fromkeys(SKIP, PhiConfig()) | {5: PhiConfig(queries="patches")}
+KINDS_OF_PHI = {
+    "default": PhiConfig(),
+    "patches ask": PhiConfig(queries="patches"),
+    "paper": PhiConfig.paper(),
+    "mix": PhiConfig(prefix="mix", expansion=0.125),
+}
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -32,9 +41,11 @@ def randomised(model: nn.Module) -> nn.Module:
 
 
 def cut_of(stock: nn.Module, skip: Iterable[int] = SKIP, phi: PhiConfig | None = None) -> nn.Module:
-    """A cut copy with random Φ."""
+    """A cut copy with random Φ, without clusters where blocks attend within windows."""
     which = PHIS if skip is SKIP and phi is None else skip
-    return randomised(skipat_surgery.apply(copy.deepcopy(stock), which, phi))
+    tower = Tower.of(stock)
+    config = suited(tower.module, tower.family, SkipatConfig.parse(which, phi))
+    return randomised(skipat_surgery.apply(copy.deepcopy(stock), config.phi))
 
 
 def skipped_blocks(case: Case, cut: nn.Module) -> dict[int, nn.Module]:
@@ -57,8 +68,9 @@ def equations(
     attends = {i for i, phi in phis.items() if phi.attends}  # their prefix and suffix tokens
     pools = {i: phi.pool for i, phi in phis.items() if phi.pool}
     asking = {i for i, phi in phis.items() if phi.queries == "patches"}
-    shape = case.grid(images), case.prefix, case.suffix
-    return reference.paper_equations(stock, case.msa, DEPTH, weights, *shape, attends, pools, asking)
+    shape = case.layout(images), case.prefix, case.suffix
+    how = attends, pools, asking, case.merge, case.window, case.depths
+    return reference.paper_equations(stock, case.msa, DEPTH, weights, *shape, *how)
 
 
 def unless_the_stock_model_fails_too(case: Case, check: Callable[[nn.Module], Any]) -> None:
@@ -79,6 +91,13 @@ def gradients(case: Case, model: nn.Module, *batches: Tensor) -> dict[str, Tenso
     torch.manual_seed(0)
     sum(out.square().mean() for images in batches for out in case.tensors(model, images)).backward()  # type: ignore
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def skip_unless_trainable(case: Case, used: Iterable[str]) -> None:
+    """Skip where none of the parameters that get a gradient is in a block: CLIPSeg runs its vision tower without."""
+    block = case.msa.format(3).rpartition(".")[0]
+    if not any(name.startswith(f"{block}.") for name in used):
+        pytest.skip("the stock model runs its blocks without gradients")
 
 
 def assert_same(found: Any, expected: Any, **tolerance: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from cases import CASES, LEADS, Case
@@ -44,6 +46,8 @@ def test_half_precision_is_as_precise_as_in_the_host(case: Case, dtype: torch.dt
         host = error(case.tensors(stock.to(dtype), images.to(dtype)), full[0])
     except Exception as failure:
         pytest.skip(f"the stock model does not run in {dtype}: {failure}")
+    if math.isnan(host):
+        pytest.skip(f"the stock model overflows in {dtype}")
     found = case.tensors(model.to(dtype), images.to(dtype))
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert error(found, full[1]) < max(4 * host, 0.05)
@@ -108,10 +112,10 @@ def test_dropout_and_drop_path_act_on_phi_as_they_did_on_the_msa(case: Case) -> 
             handle.remove()
         return counts
 
+    def varies(which: nn.Module) -> bool:
+        first, second = case.tensors(which, images), case.tensors(which, images)
+        return any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
     assert calls(model) == calls(stock)
-    if any(isinstance(module, nn.Dropout) for module in model.modules()):
-        first, second = case.tensors(model, images), case.tensors(model, images)
-        assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    model.eval()
-    first, second = case.tensors(model, images), case.tensors(model, images)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert varies(model) == varies(stock)  # V-JEPA 2 has dropout that it never calls
+    assert not varies(model.eval())

@@ -4,7 +4,9 @@ Between the MSA and the MLP of a block the r most alike pairs of tokens are merg
 two sets; each token of the first is matched with the one of the second whose key, averaged over the heads, is most
 alike by cosine; the r best matches become one token each, the mean weighted by how many tokens either stands for
 (§3, "Bipartite Soft Matching"). A token that stands for s tokens counts s times as a key ("Proportional Attention").
-Special tokens are never merged. After the last block every patch gets the value of the token that it went into.
+Special tokens are never merged. With rotary embeddings a merged token lies where the one of the second set lies, and
+keys are compared before they are turned. After the last block every patch gets the value of the token that it went
+into.
 
 In a cut model only attended blocks merge, as skipped ones have no keys, and Z is merged with its token. Skipped blocks
 work on the tokens that are left, which lie on no grid any more: clusters have a seed every p tokens.
@@ -21,15 +23,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skipat_surgery.core.cluster_attention import attend_clusters
-from skipat_surgery.core.clusters import Clustered, Clusters
-from skipat_surgery.core.phi import Phi
-from skipat_surgery.core.prefix_attention import attend
-from skipat_surgery.core.projections import Projections, Special, heads, shared
-from skipat_surgery.tower import Tower
+from ..core.cluster_attention import attend_clusters
+from ..core.clusters import Clustered, Clusters
+from ..core.finding import find_tower
+from ..core.phi import Phi
+from ..core.prefix_attention import attend
+from ..core.projections import Projections, Special, heads, shared
+from ..tower import Tower
 
 SCALES = (("ls1", "layer_scale1"), ("ls2", "layer_scale2"))
 NORMS = ("norm2", "layernorm_after")
+ROUNDING = 1e-4  # of the norm of all tokens: what a forward in float32 may differ by
 
 
 @dataclass
@@ -39,12 +43,20 @@ class Tokens:
     Args:
         sizes: (B, M), how many tokens each stands for; None before the first merge.
         places: (B, N), the token that each of the first block's went into.
+        positions: (B, M), which of the first block's tokens each lies at: the one that others went into.
         z: (B, M, D), Z of the block before, in a run of skipped blocks.
     """
 
     sizes: Tensor | None
     places: Tensor
+    positions: Tensor
     z: Tensor | None = None
+
+
+class Shared:
+    """What all blocks of a model know. No list: an export makes copies of those, a block each."""
+
+    tokens: Tokens
 
 
 @dataclass(frozen=True)
@@ -55,29 +67,47 @@ class Matching:
         kept: (B, A - r) of the even ones, in their order.
         merged: (B, r) of the even ones.
         into: (B, r) of the odd ones.
+        special: How many tokens come first, before and after.
     """
 
     kept: Tensor
     merged: Tensor
     into: Tensor
+    special: int = 0
 
     @classmethod
     def of(cls, keys: Tensor, r: int, special: int) -> Matching:
         """The r best matches of keys (B, M, d), whose first `special` tokens are left alone."""
         keys = F.normalize(keys, dim=-1)
-        scores = keys[:, ::2] @ keys[:, 1::2].mT
+        scores = keys[:, ::2] @ keys[:, 1::2].transpose(-2, -1)
         scores[:, : (special + 1) // 2] = -torch.inf
         scores[:, :, : special // 2] = -torch.inf
         best, to = scores.max(dim=-1)
         order = best.argsort(dim=-1, descending=True)
         merged = order[:, :r]
-        return cls(order[:, r:].sort(dim=-1).values, merged, to.gather(1, merged))
+        return cls(order[:, r:].sort(dim=-1).values, merged, to.gather(1, merged), special)
+
+    def order(self, odd: int) -> list[int]:
+        """What is left, of the kept even tokens and then the odd ones, with the special tokens before all others."""
+        kept = self.kept.shape[1]
+        first = dict.fromkeys(number // 2 + (number % 2) * kept for number in range(self.special))
+        return [*first, *(number for number in range(kept + odd) if number not in first)]
+
+    def joined(self, even: Tensor, odd: Tensor) -> Tensor:
+        """The kept even tokens and the odd ones, in their order; up to one special token comes first as it is."""
+        left = torch.cat([even, odd], dim=1)
+        return left if self.special < 2 else left[:, self.order(odd.shape[1])]
+
+    def positions(self, positions: Tensor) -> Tensor:
+        """(B, M - r), the places (B, M) of the tokens that others go into, and of those that are left alone."""
+        even, odd = positions[:, ::2], positions[:, 1::2]
+        return self.joined(even.gather(1, self.kept), odd)
 
     def sum(self, x: Tensor) -> Tensor:
         """Tokens (B, M, D) to (B, M - r, D): a merged one is added to the one that it goes into."""
         even, odd = x[:, ::2], x[:, 1::2]
         into = odd.scatter_add(1, _wide(self.into, x), even.gather(1, _wide(self.merged, x)))
-        return torch.cat([even.gather(1, _wide(self.kept, x)), into], dim=1)
+        return self.joined(even.gather(1, _wide(self.kept, x)), into)
 
     def places(self, count: int) -> Tensor:
         """(B, M), where each of M tokens went."""
@@ -87,7 +117,9 @@ class Matching:
         even.scatter_(1, self.kept, torch.arange(kept, device=places.device).expand(batch, -1))
         even.scatter_(1, self.merged, kept + self.into)
         odd.copy_(kept + torch.arange(odd.shape[1], device=places.device).expand(batch, -1))
-        return places
+        if self.special < 2:
+            return places
+        return torch.tensor(self.order(odd.shape[1]), device=places.device).argsort()[places]
 
 
 class MergingBlock(nn.Module):
@@ -108,17 +140,17 @@ class MergingBlock(nn.Module):
         )
         self.phi: Phi | None = getattr(block, "phi", None)
         self.feeds = index + 1 in tower.skip
-        self.tokens: list[Tokens] = []
+        self.shared = Shared()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(B, M, D) to (B, M - r, D), or after the last block to (B, N, D) again."""
         if self.first:
             batch, count = x.shape[:2]
             places = torch.arange(count, device=x.device).expand(batch, -1)
-            self.tokens[:] = [Tokens(None, places)]
-        tokens = self.tokens[0]
+            self.shared.tokens = Tokens(None, places, places)
+        tokens = self.shared.tokens
         h = self.norm.forward(x)  # in a cut model, a call wants what the host's own block brings
-        msa = _weighted(self.projections(self.msa, h), tokens.sizes)
+        msa = _weighted(self.projections(self.msa, h, **self._rotary(kwargs.get("rope"), tokens)), tokens.sizes)
         if self.phi is not None:
             z, keys = self._phi(msa, h, tokens), None
         else:
@@ -128,7 +160,16 @@ class MergingBlock(nn.Module):
         if keys is not None and self.r:
             x = self._merge(x, keys, tokens)
         x = x + self.scales[1](self.mlp(self.mlp_norm(x)))
-        return x.gather(1, _wide(tokens.places, x)) if self.last else x
+        if self.last:
+            del self.shared.tokens
+            return x.gather(1, _wide(tokens.places, x))
+        return x
+
+    def _rotary(self, rope: Tensor | None, tokens: Tokens) -> dict[str, Tensor]:
+        """timm's angles (N, 2d) of the patches that are left, (B, 1, M, 2d)."""
+        if rope is None or rope.ndim != 2:
+            return {}
+        return {"rope": rope[tokens.positions[:, self.special.prefix :] - self.special.prefix].unsqueeze(1)}
 
     def _phi(self, msa: Projections, h: Tensor, tokens: Tokens) -> Tensor:
         assert self.phi is not None
@@ -147,6 +188,7 @@ class MergingBlock(nn.Module):
         sizes = x.new_ones(*x.shape[:2], 1) if tokens.sizes is None else tokens.sizes[..., None]
         merged = matching.sum(sizes)
         tokens.places = matching.places(x.shape[1]).gather(1, tokens.places)
+        tokens.positions = matching.positions(tokens.positions)
         tokens.sizes = merged[..., 0]
         if tokens.z is not None:
             tokens.z = matching.sum(tokens.z * sizes) / merged
@@ -161,23 +203,62 @@ def merge_tokens(model: nn.Module, r: int | Sequence[int]) -> nn.Module:
         r: How many tokens each attended block merges, or a number a block. Never more than half of the patches.
 
     Raises:
-        ValueError: The model's Φ needs the patch grid, which merged tokens have left.
+        ValueError: The model's Φ needs the patch grid, which merged tokens have left; or it merges patches itself.
     """
     model = copy.deepcopy(model)
     tower = Tower.of(model)
+    if tower.family.stages:
+        raise ValueError(f"{type(model).__name__} merges patches itself, between its stages, and needs their grid")
     counts = [r] * len(tower.blocks) if isinstance(r, int) else list(r)
     for index in tower.skip:
         phi = tower.config.phi[index]
-        if phi.kernel_size > 1:
+        if phi.kernel_size != 1:
             raise ValueError(
                 f"merged tokens lie on no grid, which the convolution of Φ of block {index} needs (kernel_size="
                 f"{phi.kernel_size}); cut with PhiConfig(kernel_size=1) to merge tokens as well"
             )
     blocks = [MergingBlock(tower, index, count) for index, count in enumerate(counts)]
     for index, block in enumerate(blocks):
-        block.tokens = blocks[0].tokens
+        block.shared = blocks[0].shared
         tower.blocks[index] = block
     return model
+
+
+@torch.no_grad()
+def check_merging(model: nn.Module, images: Tensor) -> None:
+    """Check that a model merges as it is written here, with plain pre-norm blocks: merging nothing changes nothing.
+
+    Args:
+        model: Untouched; it stays as it is.
+        images: (B, C, H, W).
+
+    Raises:
+        ValueError: It has blocks of another kind, or computes more in them.
+    """
+    plain = copy.deepcopy(model).float().eval()
+    path, tower, family = find_tower(plain)
+    try:
+        merging = merge_tokens(plain, 0)
+        blocks = (family.block_list(own)[-1] for own in (tower, merging.get_submodule(path)))
+        expected, found = (_given_by(block, own, images) for block, own in zip(blocks, (plain, merging), strict=True))
+        same = bool((found - expected).norm() <= ROUNDING * expected.norm())
+    except (AssertionError, AttributeError, RuntimeError, StopIteration, TypeError, ValueError):
+        same = False
+    if not same:
+        raise ValueError(
+            f"token merging is written for plain pre-norm blocks, and those of {type(model).__name__} compute more"
+        )
+
+
+def _given_by(block: nn.Module, model: nn.Module, images: Tensor) -> Tensor:
+    """The tokens that a block gives as its model runs in float32."""
+    seen: list[Any] = []
+    handle = block.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.autocast(images.device.type, enabled=False):
+        model(images.float())
+    handle.remove()
+    (output,) = seen
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _attention(msa: Projections, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,8 +267,11 @@ def _attention(msa: Projections, h: Tensor) -> tuple[Tensor, Tensor]:
     key = heads(msa.key.apply(h), msa.num_key_heads)
     value = shared(msa.value.apply(h), msa.num_value_heads, msa.num_heads, 2).transpose(1, 2)
     (bias,) = msa.bias(Special(0, 0)) or (None,)
+    alike = key.mean(dim=1)  # by what a token holds, wherever it lies
+    if msa.rotate is not None:
+        query, key = msa.rotate(query, None), msa.rotate(key, None)
     read = F.scaled_dot_product_attention(query, key, value, bias, scale=msa.scale)
-    return msa.output(read.transpose(1, 2).flatten(2), h), key.mean(dim=1)
+    return msa.output(read.transpose(1, 2).flatten(2), h), alike
 
 
 def _clustered(msa: Projections, h: Tensor, clusters: Clusters, sizes: Tensor | None) -> Clustered:

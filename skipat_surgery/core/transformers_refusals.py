@@ -1,0 +1,21 @@
+"""The models of transformers that look close enough to be tried and cannot be cut, each with the reason."""
+
+from __future__ import annotations
+
+_PLAIN = "use a plain ViT, such as DINOv2 or DINOv3"
+# Packages whose models look close enough to be tried, each with the reason and what to use instead.
+REFUSED: dict[str, str] = {
+    "transformers.models.vit_mae.": "it shuffles and drops patches, so Φ has no grid; load its encoder as a ViTModel",
+    "transformers.models.kosmos2_5.": "what reads its vision tower also reads the padding behind the patches of each "
+    f"image, for which Φ makes no Z; {_PLAIN}",
+    "transformers.models.videomae.modeling_videomae.VideoMAEForPreTraining": "it drops the patches that are masked, so "
+    "Φ has no grid; load its encoder as a VideoMAEModel, or as a VideoMAEForVideoClassification",
+    "transformers.models.timesformer.": "its blocks attend twice, over the frames of a patch and over the patches of a "
+    "frame, so that no one MSA gives Z; use a model that attends to all patches at once: VideoMAE, ViViT or V-JEPA 2",
+    "transformers.models.swin2sr.": "each of its stages ends in a convolution, to which it adds what the stage began "
+    f"with; {_PLAIN}",
+    "transformers.models.hiera.": "its tokens lie in the order of the units within which they attend, and the grid "
+    f"changes from stage to stage; {_PLAIN}, or a Swin",
+    "transformers.models.sam2.": "its blocks attend within windows, and where a stage begins its MSA itself merges "
+    f"patches; {_PLAIN}, or a SAM",
+}

@@ -1,0 +1,56 @@
+"""The families of transformers whose blocks lie in stages, and attend within windows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .family import Family, Grid, pair
+from .stages import Stages
+from .transformers_shapes import SHAPE_V, transformers_family
+from .transformers_stages import FirstLayer, SkippedLayer, TappedLayer, windows_of
+
+
+def _grid(tower: Any, height: int, width: int) -> Grid:
+    """Images are filled up to whole patches."""
+    patch_height, patch_width = pair(tower.config.patch_size)
+    return -(-height // patch_height), -(-width // patch_width)
+
+
+def _merged(tower: Any, stage: int, x: Tensor, args: tuple[Any, ...]) -> Tensor:
+    """Patches are merged at the end of a stage, and the grid is the first of what its blocks are given beside X."""
+    return tower.encoder.layers[stage].downsample(x, args[0])
+
+
+def _swin(name: str, module: str, prefix: str, *, post_norm: bool = False, **differs: Any) -> Family:
+    shape: dict[str, Any] = {
+        **SHAPE_V,
+        "blocks": "blocks",
+        "norm": None if post_norm else "layernorm_before",
+        "embeddings": None,
+        "image_to_grid": _grid,
+        "width": lambda tower: tower.config.embed_dim,
+        "blocks_return_tuple": True,
+        "stages": Stages(
+            path="encoder.layers",
+            takes_z="layernorm_before" if post_norm else "drop_path",
+            first=FirstLayer,
+            attended=TappedLayer,
+            skipped=SkippedLayer,
+            windows=windows_of,
+            between=_merged,
+        ),
+    }
+    towers = differs.pop("towers", (f"{prefix}Model",))
+    return transformers_family(name, module, towers, f"{prefix}Layer", 0, **{**shape, **differs})
+
+
+STAGE_FAMILIES: tuple[Family, ...] = (
+    _swin("Swin", "swin", "Swin"),
+    _swin("Swin v2", "swinv2", "Swinv2", post_norm=True),
+    # It holds the blocks itself, and norms nothing after them.
+    _swin("Swin v2 backbone", "swinv2", "Swinv2", post_norm=True, towers=("Swinv2Backbone",), final_norm=None),
+    _swin("Donut's Swin", "donut", "DonutSwin", file="modeling_donut_swin", final_norm=None),
+    _swin("MaskFormer's Swin", "maskformer", "MaskFormerSwin", file="modeling_maskformer_swin"),
+)

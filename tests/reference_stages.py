@@ -1,0 +1,57 @@
+"""The paper's equations in stages of blocks that attend within windows, which are shifted in every other block.
+
+Written plainly, and sharing no code with the library: a window is a list of places on the map.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def grid_of(index: int, depths: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
+    """The grid of a block: from stage to stage it is halved, and rounded up."""
+    while index >= depths[0]:
+        index, depths = index - depths[0], depths[1:]
+        grid = tuple(side // 2 + side % 2 for side in grid)
+    return grid
+
+
+def places(block: Any, grid: tuple[int, ...]) -> Tensor:
+    """(n, w), the place on the map of each place of each window of a block; H·W where one is beyond its edges.
+
+    The map is moved up and to the left by the shift, what leaves it comes in again on the other side, and then windows
+    that fit no more are filled up at the bottom and on the right. transformers fills up first.
+    """
+    (high, wide), (down, right) = _pair(block.window_size), _pair(block.shift_size)
+    height, width = grid
+    table = torch.arange(height * width).view(grid)
+    filling = (0, -width % wide, 0, -height % high)
+    table = F.pad(table, filling, value=height * width) if _fills_first(block) else table
+    table = torch.cat([table[down:], table[:down]])
+    table = torch.cat([table[:, right:], table[:, :right]], dim=1)
+    table = table if _fills_first(block) else F.pad(table, filling, value=height * width)
+    return torch.stack([part.flatten() for rows in table.split(high) for part in rows.split(wide, dim=1)])
+
+
+def _fills_first(block: Any) -> bool:
+    return type(block).__module__.startswith("transformers.")
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return tuple(map(int, value)) if isinstance(value, (tuple, list)) else (int(value),) * 2  # type: ignore
+
+
+def tokens(made: Tensor, places: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """What an MSA is given or gives, (B·n, w, D), as tokens (B, H·W, D)."""
+    by_place = made.reshape(-1, places.numel(), made.shape[2])
+    out = made.new_zeros(by_place.shape[0], grid[0] * grid[1] + 1, made.shape[2])
+    return out.index_copy(1, places.flatten(), by_place)[:, :-1]
+
+
+def like(z: Tensor, made: Tensor, places: Tensor) -> Tensor:
+    """Tokens (B, H·W, D) laid out as an MSA gives them, with zeros beyond the edges of the grid."""
+    return F.pad(z, (0, 0, 0, 1))[:, places].reshape(made.shape)
