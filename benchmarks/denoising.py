@@ -1,6 +1,7 @@
-"""Denoising with a plain ViT, untouched and cut: PSNR and SSIM on Kodak24 and CBSD68, and time up to 16,384 tokens.
+"""Denoising, untouched and cut: PSNR and SSIM on Kodak24 and CBSD68, and time against tokens.
 
     python benchmarks/denoising.py
+    python benchmarks/denoising.py --kind windowed
 
 The denoiser is trained first (`denoiser.py`), then each cut of it is solved and distilled on noisy crops of the same
 photos. Everything is kept in --output_dir, and a second call goes on where the first was.
@@ -13,12 +14,23 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from denoiser import PATCH, Shape, crops, pixels_of, trained, training_photos, with_noise
+from denoiser import (
+    WHOLE,
+    Denoiser,
+    Shape,
+    WindowedDenoiser,
+    WindowedShape,
+    crops,
+    pixels_of,
+    trained,
+    training_photos,
+    with_noise,
+)
 from safetensors.torch import load_file, save_file
 from subjects import SHARED, bf16, dtype_named, rows_of
 from torch import Tensor, nn
@@ -48,15 +60,22 @@ PHIS = {
     "no clusters": PhiConfig(pool=0),
     "paper": PhiConfig.paper(),
 }
+# Of each kind of denoiser, the blocks to cut, the Φ of each row, and the shares of tokens to merge: those that attend
+# within windows have no clusters, and their tokens cannot be merged.
+KINDS: dict[str, tuple[type, dict[str, str]]] = {
+    "plain": (Shape, {"skip": "2-6", "phis": "clusters, fewer clusters, no clusters, paper", "merges": "0.03, 0.06"}),
+    "windowed": (WindowedShape, {"skip": "2-5,8-11", "phis": "no clusters, paper", "merges": ""}),
+}
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to measure."""
+    """What to measure. What is left empty is that of the kind."""
 
-    skip: str = option("2-6", "Blocks to cut, of the eight from 0 to 7.")
-    phis: str = option("clusters, fewer clusters, no clusters, paper", "The Φ of each row.")
-    merges: str = option("0.03, 0.06", "Token merging, untrained: shares of a photo's tokens that each MSA merges.")
+    kind: Literal["plain", "windowed"] = option("plain", "A plain ViT, or a Swin2SR, which attends within windows.")
+    skip: str = option("", "Blocks to cut, of the eight from 0 to 7, or of the twelve of a Swin2SR.")
+    phis: str = option("", "The Φ of each row.")
+    merges: str = option("", "Token merging, untrained: shares of a photo's tokens that each MSA merges.")
     levels: str = option("15, 25, 50", "σ of the noise, of pixels from 0 to 255.")
     sides: str = option("64, 128, 256", "Sides of the centre crops that PSNR and SSIM are measured on.")
     whole: int = option(6, "How many whole photos of Kodak24 (15,625 tokens) are measured, with σ = 25.")
@@ -76,14 +95,14 @@ class Merging(nn.Module):
         share: Of the tokens of the photo, each time.
     """
 
-    def __init__(self, denoiser: nn.Module, share: float) -> None:
+    def __init__(self, denoiser: Denoiser | WindowedDenoiser, share: float) -> None:
         super().__init__()
-        self.denoiser, self.share = denoiser, share
+        self.denoiser, self.share, self.patch = denoiser, share, denoiser.patch
         self.made: dict[tuple[int, torch.dtype], nn.Module] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Photos (B, 3, H, W) to photos without the noise."""
-        count = images.shape[-2] * images.shape[-1] // PATCH**2
+        count = images.shape[-2] * images.shape[-1] // self.patch**2
         key = (count, next(self.denoiser.parameters()).dtype)
         if key not in self.made:
             self.made[key] = merge_tokens(self.denoiser, round(self.share * count))
@@ -93,7 +112,7 @@ class Merging(nn.Module):
 class Denoising:
     """The denoiser, its cuts, and where what was measured of them is written."""
 
-    def __init__(self, args: Arguments, shape: Shape) -> None:
+    def __init__(self, args: Arguments, shape: Shape | WindowedShape) -> None:
         self.args, self.output = args, Path(args.output_dir)
         self.output.mkdir(parents=True, exist_ok=True)
         self.file = self.output / "denoising.json"
@@ -161,7 +180,7 @@ class Denoising:
 
     @staticmethod
     def figures(model: nn.Module, photos: list[Tensor], level: float, side: int | None) -> dict[str, float]:
-        """Means over the photos, which are padded by reflection to 32 whole patches or cropped at their centre."""
+        """Means over the photos, which are padded by reflection to whole patches or cropped at their centre."""
         psnr, ssim = [], []
         for number, photo in enumerate(tqdm(photos, desc=f"σ {level}, {side or 'whole'}", unit="photo", leave=False)):
             clean = (photo if side is None else TF.center_crop(photo, [side])).unsqueeze(0)
@@ -198,14 +217,18 @@ class Denoising:
         for side, found in seconds.items():
             others = [name for name in found if name != UNTOUCHED]
             shown = [Estimate.of_speed(found[UNTOUCHED], found[name]).as_speed() for name in others]
-            rows.append([str(side), f"{(side // PATCH) ** 2:,}", *shown])
+            rows.append([str(side), f"{self.tokens(side):,}", *shown])
         return markdown_table(["side", "tokens", *others], rows)
+
+    def tokens(self, side: int) -> int:
+        """The number of tokens of a photo."""
+        return (side // self.teacher.patch) ** 2
 
     def plot(self, seconds: dict[int, dict[str, list[float]]]) -> None:
         """Draw time against tokens."""
         plt = pyplot()
         figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
-        tokens = [(side // PATCH) ** 2 for side in seconds]
+        tokens = list(map(self.tokens, seconds))
         for name in next(iter(seconds.values())):
             middle = [Estimate.of(found[name]).value for found in seconds.values()]
             axis.loglog(tokens, middle, "o-", label=name)
@@ -219,7 +242,7 @@ class Denoising:
 def restored(model: nn.Module, noisy: Tensor) -> Tensor:
     """What a denoiser makes of photos (B, 3, H, W) of any size: padded by reflection to whole patches and back."""
     height, width = noisy.shape[-2:]
-    pad = (0, -width % (4 * PATCH), 0, -height % (4 * PATCH))
+    pad = (0, -width % WHOLE, 0, -height % WHOLE)
     return model(F.pad(noisy, pad, mode="reflect")).float()[..., :height, :width]
 
 
@@ -234,7 +257,9 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse((Arguments,), sys.argv[1:] if argv is None else argv, "Denoising, untouched and cut.")
     quiet_libraries()
     keep_freed_memory()
-    Denoising(args, Shape()).run()
+    shape, defaults = KINDS[args.kind]
+    args = replace(args, **{name: getattr(args, name) or default for name, default in defaults.items()})
+    Denoising(args, shape()).run()
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from skipat_surgery.commands import loading
 from skipat_surgery.commands.machine import usual_dtype
-from skipat_surgery.convert.muon import multiplies_bf16
 from skipat_surgery.measure.timing import Estimate, latencies
 from skipat_surgery.observing import evaluating
+from skipat_surgery.precision import multiplies_bf16
 
 SHARED = Path(__file__).parents[2] / "shared"
 

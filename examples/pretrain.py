@@ -27,7 +27,7 @@ import skipat_surgery
 from skipat_surgery import PhiConfig
 from skipat_surgery.commands import digits
 from skipat_surgery.commands.options import parse_skip
-from skipat_surgery.convert.muon import multiplies_bf16
+from skipat_surgery.precision import multiplies_bf16
 
 
 @dataclass(frozen=True)

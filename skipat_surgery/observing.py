@@ -232,6 +232,7 @@ def outputs_of(
         called = tower.module if not whole else model if task is None else task.called(model)
         output = tower.run(images, called)
     assert seen.tokens is not None
-    between = {index: state.float() for index, state in seen.states.items()}
+    tokens = tower.of_images(seen.tokens, images).float()
+    between = {index: tower.of_images(state, images).float() for index, state in seen.states.items()}
     head = {} if task is None else {name: part.float() for name, part in task.read(output).items()}
-    return Outputs(seen.tokens.float(), between, head, task, None if grid is None else grid.real)
+    return Outputs(tokens, between, head, task, None if grid is None else grid.real)

@@ -16,6 +16,8 @@ from .core.config import SkipatConfig
 from .core.cutting import records_of
 from .core.family import Family, Grid
 from .core.finding import UnsupportedModelError, find_tower
+from .core.folded_carrying import attends_globally, joins_itself
+from .core.folded_windows import JoinedWindows, tokens_of_images
 from .core.map_carrying import window_of
 from .core.packed import laid_out
 from .core.ragged import Layout, Ragged
@@ -86,8 +88,18 @@ class Tower:
 
     @property
     def num_special_tokens(self) -> int:
-        """The number of tokens that are no patches; `observe` and `z_of` put all of them before the patches."""
+        """The number of tokens of an image that are no patches; `outputs_of` puts all of them before the patches."""
+        return self.windows_of_an_image * self.num_special_in_blocks
+
+    @property
+    def num_special_in_blocks(self) -> int:
+        """The same of what a block sees as one image, which may be a window; `observe` and `z_of` have them first."""
         return self.family.num_prefix_tokens(self.module) + self.family.num_suffix_tokens(self.module)
+
+    @property
+    def windows_of_an_image(self) -> int:
+        """How many of what a block sees as images are one image: windows, where they are folded into the batch."""
+        return 1 if self.family.folded is None else self.family.folded.side(self.module) ** 2
 
     def arguments(self, images: Images) -> tuple[Tensor, dict[str, Tensor]]:
         """What the tower's forward takes of images (B, C, H, W), videos (B, T, C, H, W) or patches: the first argument,
@@ -120,7 +132,9 @@ class Tower:
 
     def layout_in(self, index: int, layout: Layout) -> Layout:
         """What `layout` gave, as it is in a block, which may be in a later stage."""
-        return layout if isinstance(layout, Ragged) else self.stage_of(index).grid(layout)
+        if isinstance(layout, Ragged):
+            return layout
+        return self.family.grid_in_blocks(self.module, self.stage_of(index).grid(layout))
 
     def patches_in(self, index: int) -> int:
         """The number of patches of an image of the configured size, in a block."""
@@ -138,8 +152,11 @@ class Tower:
         grid = self.ragged(images)
         return None if grid is None else grid.real
 
-    def windows_in(self, index: int) -> Windows | None:
-        """The windows in which the tokens inside a block's MSA lie; None where they are all together."""
+    def windows_in(self, index: int) -> Windows | JoinedWindows | None:
+        """How the tokens inside a block's MSA lie in windows; None where they lie as those between blocks do."""
+        if self.family.folded:
+            joined = attends_globally(self.blocks[index], self.family)
+            return JoinedWindows(self.windows_of_an_image) if joined else None
         if self.family.stages:
             return self.family.stages.windows(self.blocks[index])
         side = window_of(self.blocks[index]) if self.family.maps else 0
@@ -151,19 +168,30 @@ class Tower:
 
     def z_tokens(self, index: int, z: Tensor, grid: Layout | None) -> Tensor:
         """Z as `z_slot` shows it, as tokens (B, N, D), the patches last."""
-        in_windows = self.gives_windows(index) and not self.family.stages
+        if self.family.folded:
+            in_windows = index not in self.skip and joins_itself(self.blocks[index], self.family)
+        else:
+            in_windows = self.gives_windows(index) and not self.family.stages
         return self.inner_tokens(z, grid, self.windows_in(index) if in_windows else None)
 
-    def inner_tokens(self, x: Tensor, grid: Layout | None, windows: Windows | None = None) -> Tensor:
+    def inner_tokens(self, x: Tensor, grid: Layout | None, windows: Windows | JoinedWindows | None = None) -> Tensor:
         """What there is inside a block, in windows or not, as tokens (B, N, D), the patches last."""
         if windows is not None:
-            assert isinstance(grid, tuple)
-            return windows.tokens(x, grid)
+            assert isinstance(grid, tuple) or isinstance(windows, JoinedWindows)
+            return windows.tokens(x, grid or ())  # type: ignore[arg-type]
         return self.patches_last(laid_out(grid, x))
 
     def state_tokens(self, x: Tensor, grid: Layout | None) -> Tensor:
         """Hidden states between blocks as tokens (B, N, D), the patches last."""
         return self.inner_tokens(x.movedim(1, -1) if self.family.channels_first and x.ndim == 4 else x, grid)
+
+    def of_images(self, x: Tensor, images: Images) -> Tensor:
+        """Tokens as a block sees them, the patches last, as those of whole images (B, N, D)."""
+        folded, grid = self.family.folded, self.layout(images)
+        if folded is None or not isinstance(grid, tuple):
+            return x
+        window = self.family.grid_in_blocks(self.module, grid)
+        return tokens_of_images(x, folded.side(self.module), window, self.num_special_in_blocks)
 
     def patches_last(self, tokens: Tensor) -> Tensor:
         """(B, N, D) with the suffix tokens, where the family has any, moved before the patches."""

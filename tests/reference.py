@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import OrderedDict
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from types import MappingProxyType
@@ -395,7 +395,8 @@ def paper_equations(
     asking: Container[int] = (),
     merge: int = 0,
     window: int = 0,
-    depths: tuple[int, ...] = (),
+    grids: Sequence[tuple[int, ...]] = (),
+    folded: int = 0,
 ) -> Iterator[nn.Module]:
     """An untouched model of any family that computes the paper's equations while the context lasts.
 
@@ -414,7 +415,9 @@ def paper_equations(
         asking: Those of them whose patches ask, rather than their clusters.
         merge: Where all images are packed into one sequence, the side of the blocks in which their patches are.
         window: Where these lie window by window, the side of a window in patches.
-        depths: Where there are stages, the number of blocks of each. All attend within windows.
+        grids: Where there are stages, the grid of each block. All attend within windows.
+        folded: Where each window of an image is an image of its own, the number of them along a side. A global MSA is
+            given those of an image in one row.
     """
     z: dict[int, Tensor] = {}
 
@@ -422,11 +425,8 @@ def paper_equations(
         def hook(module, args, kwargs, output):
             is_tuple = isinstance(output, tuple)
             z[index] = made = output[0] if is_tuple else output
-            if depths:
-                block, own = (
-                    stock.get_submodule(msa.format(index).rpartition(".")[0]),
-                    stages.grid_of(index, depths, grid),
-                )
+            if grids:
+                block, own = stock.get_submodule(msa.format(index).rpartition(".")[0]), grids[index]
                 places = stages.places(block, own)
                 z[index] = stages.tokens(made, places, own)
                 if index not in weights:
@@ -434,6 +434,18 @@ def paper_equations(
                 x = stages.tokens(args[0] if args else kwargs["hidden_states"], places, own)
                 z[index] = phi(weights[index], z[index - 1], 0, own, x)
                 made = stages.like(z[index], made, places)
+                return (made, *output[1:]) if is_tuple else made
+            if folded:
+                window = tuple(length // folded for length in grid)
+                own = prefix + window[0] * window[1]
+                z[index] = made.reshape(-1, own, made.shape[2])
+                if index not in weights:
+                    return None
+                x = (args[0] if args else kwargs["hidden_states"]).reshape(z[index].shape)
+                after = phi(weights[index], z[index - 1], prefix, window, x)
+                if index in attends:
+                    after = torch.cat([z[index][:, :prefix], after[:, prefix:]], dim=1)
+                z[index], made = after, after.reshape(made.shape)
                 return (made, *output[1:]) if is_tuple else made
             if made.ndim == 4:
                 z[index] = maps.tokens(made, grid)

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def grid_of(index: int, depths: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
-    """The grid of a block: from stage to stage it is halved, and rounded up."""
-    while index >= depths[0]:
-        index, depths = index - depths[0], depths[1:]
-        grid = tuple(side // 2 + side % 2 for side in grid)
-    return grid
+def grids_of(depths: tuple[int, ...], grid: tuple[int, ...], halves: bool = True) -> list[tuple[int, ...]]:
+    """The grid of each block: from stage to stage it is halved, and rounded up, or stays."""
+    found: list[tuple[int, ...]] = []
+    for depth in depths:
+        found += [grid] * depth
+        grid = tuple(side // 2 + side % 2 for side in grid) if halves else grid
+    return found
 
 
 def places(block: Any, grid: tuple[int, ...]) -> Tensor:

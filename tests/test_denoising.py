@@ -16,12 +16,20 @@ import denoising
 import training
 
 TINY = denoiser.Shape(width=16, depth=4, heads=2, stages=((32, 2, 2), (64, 1, 1)))
+WINDOWED = denoiser.WindowedShape(width=8, depths=(3,), heads=2, window=8, stages=((32, 1, 1),))
 
 
 @pytest.fixture
 def untrained():
     torch.manual_seed(0)
-    return denoiser.Denoiser(TINY).eval()
+    return TINY.build().eval()
+
+
+def test_a_fresh_denoiser_of_windows_changes_nothing_at_any_size():
+    fresh = WINDOWED.build().eval()
+    for size in ((32, 32), (48, 64), (37, 50)):
+        photo = torch.rand(2, 3, *size)
+        torch.testing.assert_close(denoising.restored(fresh, photo), photo, atol=1e-6, rtol=0)
 
 
 def test_a_fresh_denoiser_changes_nothing_at_any_size(untrained):
@@ -87,3 +95,15 @@ def test_a_small_run(tmp_path):
     before = (tmp_path / "denoising.json").read_text()
     denoising.Denoising(args, TINY).run()  # goes on where it was: nothing is measured again
     assert (tmp_path / "denoising.json").read_text() == before
+
+
+def test_a_small_run_with_windows(tmp_path):
+    shared("data/denoising")
+    args = denoising.Arguments(
+        kind="windowed", skip="1-2", phis="no clusters", merges="", levels="25", sides="32", whole=0, photos=1,
+        solve_crops=8, steps=1, timed="32", rounds=5, output_dir=str(tmp_path),
+    )  # fmt: skip
+    denoising.Denoising(args, WINDOWED).run()
+    found = json.loads((tmp_path / "denoising.json").read_text())
+    assert list(found) == ["untouched", "no clusters, solved", "no clusters, distilled"]
+    assert "1,024" in (tmp_path / "denoising.md").read_text()  # a token for each pixel

@@ -173,7 +173,6 @@ def small_timm(name: str, **kwargs):
 
 
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
-SWIN = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1]}
 REFUSED = {
     "ViTMAE": (small("ViTMAEModel", "ViTMAEConfig"), "shuffles and drops patches.*as a ViTModel"),
     "Kosmos-2.5": (
@@ -193,10 +192,6 @@ REFUSED = {
     "Hiera": (
         lambda: transformers.HieraModel(transformers.HieraConfig(embed_dim=8, depths=[1, 1, 1, 1])),
         "in the order of the units within which they attend.*use a plain ViT.*or a Swin",
-    ),
-    "Swin 2 for super-resolution": (
-        lambda: transformers.Swin2SRModel(transformers.Swin2SRConfig(**SWIN)),
-        "each of its stages ends in a convolution.*use a plain ViT",
     ),
     "DPT, hybrid": (
         small("DPTModel", "DPTConfig", is_hybrid=True, backbone_featmap_shape=[1, 1024, 2, 2], image_size=32),

@@ -29,7 +29,7 @@ from skipat_surgery.tower import Tower
 
 OF_TIMM = ("timm swin", "timm swin v2", "timm swin v2 cr")
 of_timm_alone = pytest.mark.parametrize("name", OF_TIMM)
-every_tower = pytest.mark.parametrize("name", [*OF_TIMM, "SwinModel", "Swinv2Model", "DonutSwinModel"])
+every_tower = pytest.mark.parametrize("name", [*OF_TIMM, "SwinModel", "Swinv2Model", "DonutSwinModel", "Swin2SRModel"])
 # Blocks 1, 2 and 4 to 6 can be skipped; the grids are 9×11, 5×6 and 3×3, and windows of 3×3 are shifted by one.
 DEPTHS = {"depths": (3, 4, 1), "num_heads": (2, 4, 4), "img_size": (36, 44)}
 THREE = Case(
@@ -39,6 +39,9 @@ THREE = Case(
     InStages("layers.{}.blocks.{}.attn", DEPTHS["depths"]),
     **{**STAGED, "size": (36, 44)},
 )
+
+
+GRIDS = [(8, 8)] * 4 + [(4, 4)] * 2  # of the blocks of the others
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ def test_odd_grids_and_a_stage_that_is_left_alone(skip: tuple[int, ...], phi: Ph
     cut = cut_of(stock, skip, phi or PhiConfig(pool=0))
     found = THREE.tensors(cut, images)
     weights = {index: phi_weights(Tower.of(cut).blocks[index]) for index in skip}
-    with paper_equations(stock, THREE.msa, 8, weights, THREE.grid(images), 0, depths=THREE.depths):
+    with paper_equations(stock, THREE.msa, 8, weights, THREE.grid(images), 0, grids=THREE.grids(images)):
         assert_same(found, THREE.tensors(stock, images), atol=1e-10, rtol=1e-10)
 
 
@@ -156,9 +159,10 @@ def test_checkpointing_is_the_stages_own_again_after_restore() -> None:
 
 @every_tower
 def test_it_is_solved_refitted_and_aligned_over_stages(name: str) -> None:
-    stock = case_named(name).model()
+    case = case_named(name)
+    stock = case.model()
     cut = skipat_surgery.apply(copy.deepcopy(stock), [1, 2, 5], PhiConfig(pool=0, expansion=1))
-    data = batches(of=16)
+    data = batches(of=16, size=case.size)
     solved = skipat_surgery.solve(cut, stock, data, progress=False)
     assert set(solved.patches) == {1, 2, 5}
     assert all(error < 0.9 for error in solved.patches.values())
@@ -171,9 +175,10 @@ def test_it_is_solved_refitted_and_aligned_over_stages(name: str) -> None:
 @every_tower
 @torch.no_grad()
 def test_a_walk_over_the_blocks_is_the_models_own_forward(name: str) -> None:
-    """From stage to stage as well, of which the next takes what the last gave with its patches merged."""
-    cut = cut_of(case_named(name).model(), [1, 2, 5])
-    tower, images, inputs = Tower.of(cut), batches(1)[0], []
+    """From stage to stage as well, of which the next takes what the last gave with its patches merged, or convolved."""
+    case = case_named(name)
+    cut = cut_of(case.model(), [1, 2, 5])
+    tower, images, inputs = Tower.of(cut), case.images(), []
     for block in tower.blocks:
         block.register_forward_pre_hook(lambda module, args: inputs.append(args[0].clone()))
     cut(images)
@@ -181,7 +186,7 @@ def test_a_walk_over_the_blocks_is_the_models_own_forward(name: str) -> None:
     walk.start(images)
     for index in range(1, 6):
         torch.testing.assert_close(walk.states[0].x, inputs[index], atol=1e-12, rtol=0)
-        assert walk.states[0].grid == ((8, 8) if index < 4 else (4, 4))
+        assert walk.states[0].grid == case.grids(images)[index]
         walk.move_on()
 
 
@@ -199,15 +204,18 @@ def test_a_windowed_msa_is_refitted(swin: nn.Module, index: int) -> None:
 
 @every_tower
 def test_it_is_distilled_and_reported(name: str) -> None:
-    model = case_named(name).model().float()
+    case = case_named(name)
+    model = case.model().float()
     teacher, student = copy.deepcopy(model), skipat_surgery.apply(model, [1, 2, 5])
-    result = skipat_surgery.distill(student, teacher, [batch.float() for batch in batches(2)], steps=2, progress=False)
+    data = [batch.float() for batch in batches(2, size=case.size)]
+    result = skipat_surgery.distill(student, teacher, data, steps=2, progress=False)
     assert len(result.losses) == 2
     report = skipat_surgery.report(student)
     assert report.towers[0].grid == (8, 8)
     assert json.loads(json.dumps(report.to_dict()))["towers"][0]["stages"][1]["blocks"] == [4, 5]
-    assert "in stages: blocks 0-3 8×8 patches of width 16; blocks 4-5 4×4 patches of width 32" in str(report)
-    assert skipat_surgery.cka(student, [batch.float() for batch in batches(2)], progress=False).msa.shape == (6, 6)
+    last = "4×4 patches of width 32" if case.msa.halves else "8×8 patches of width 16"
+    assert f"in stages: blocks 0-3 8×8 patches of width 16; blocks 4-5 {last}" in str(report)
+    assert skipat_surgery.cka(student, data, progress=False).msa.shape == (6, 6)
 
 
 def test_what_merges_patches_behind_the_cut_is_trained(swin: nn.Module) -> None:
@@ -296,9 +304,7 @@ def test_feature_maps_of_all_stages() -> None:
     images = batches(1)[0]
     found = cut(images)
     weights = {index: phi_weights(Tower.of(cut).blocks[index]) for index in (1, 2, 5)}
-    with paper_equations(
-        stock, InStages("model.layers.{}.blocks.{}.attn", (4, 2)), 6, weights, (8, 8), 0, depths=(4, 2)
-    ):
+    with paper_equations(stock, InStages("model.layers.{}.blocks.{}.attn", (4, 2)), 6, weights, (8, 8), 0, grids=GRIDS):
         assert_same(found, stock(images), atol=1e-10, rtol=1e-10)
 
 
@@ -317,5 +323,5 @@ def test_a_segmenter_that_holds_a_swin_as_its_backbone() -> None:
     found = cut(images).logits
     weights = {index: phi_weights(Tower.of(cut).blocks[index]) for index in (1, 2, 5)}
     msa = InStages("backbone.swin.encoder.layers.{}.blocks.{}.attention", (4, 2))
-    with paper_equations(stock, msa, 6, weights, (8, 8), 0, depths=(4, 2)):
+    with paper_equations(stock, msa, 6, weights, (8, 8), 0, grids=GRIDS):
         torch.testing.assert_close(found, stock(images).logits, atol=1e-10, rtol=1e-10)

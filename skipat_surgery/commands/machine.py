@@ -12,7 +12,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from ..convert.muon import multiplies_bf16
+from ..precision import multiplies_bf16
 
 
 def quiet_libraries() -> None:

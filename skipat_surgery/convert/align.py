@@ -205,7 +205,7 @@ def _loss(student: Tower, original: Tower, pixels: Images, chained: bool) -> Ten
         )
         real = student.real(pixels)
         losses = [
-            relative_error(found[index].float(), targets[index].float(), student.num_special_tokens, real).mean()
+            relative_error(found[index].float(), targets[index].float(), student.num_special_in_blocks, real).mean()
             for index in student.skip
         ]
         return torch.stack(losses).mean()
@@ -239,5 +239,5 @@ def phi_output(tower: Tower, index: int, z: Tensor, grid: Layout, expected: Tens
     Prefix tokens that attend have the Z that is expected of them: Φ has no part in it.
     """
     phi: Any = tower.blocks[index].phi
-    count = tower.num_special_tokens
+    count = tower.num_special_in_blocks
     return phi.map_tokens(z, grid, count, expected[:, :count] if phi.attends else None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..core.folded_windows import JoinedWindows
 from ..core.windows import Windows
 from ..observing import evaluating, observe
 from ..result import Result, titled_table
 from ..tower import check_pair
+from .last_linear import last_linear
 from .losses import relative_error
 from .moments import Moments, sampled
 from .states import State, Walk, walks
@@ -169,7 +170,7 @@ class _Block:
 
     def error(self) -> float:
         """The error of X after the block, over its variance, on the held-out images."""
-        count = self.tower.num_special_tokens
+        count = self.tower.num_special_in_blocks
         errors = [
             relative_error(self.run_x(n).double(), self.expected_x(n).double(), count, self.student.states[n].real)
             for n in self.held_out
@@ -194,7 +195,7 @@ class _Block:
         run: Callable[[int], Tensor],
         expected: Callable[[int], Tensor],
         error: float,
-        windows: Windows | None = None,
+        windows: Windows | JoinedWindows | None = None,
     ) -> float:
         """Add the change to a linear map that brings what follows it closest to what is expected.
 
@@ -226,10 +227,10 @@ class _Block:
         scale: Tensor,
         run: Callable[[int], Tensor],
         expected: Callable[[int], Tensor],
-        windows: Windows | None,
+        windows: Windows | JoinedWindows | None,
     ) -> Moments:
         """Of the inputs of a linear map, and of what its output lacks, on the images that fit."""
-        count, moments, inputs = self.tower.num_special_tokens, Moments(), []
+        count, moments, inputs = self.tower.num_special_in_blocks, Moments(), []
         divisor = torch.where(scale.abs() > CLOSED * scale.abs().max(), scale, torch.inf)
         hook = linear.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
         try:
@@ -245,48 +246,6 @@ class _Block:
         return moments
 
 
-def last_linear(candidates: set[nn.Module], run: Callable[[], Tensor]) -> tuple[nn.Linear, Tensor] | None:
-    """The last linear map on the way to some tokens (B, N, D), and by how much each channel of its output counts there
-    (D,): LayerScale.
-
-    None where they do not follow its output linearly, as in post-norm blocks. Found by running, with the output of the
-    map shifted.
-
-    Args:
-        candidates: The modules it may be among.
-        run: Gives the tokens.
-    """
-    called: list[nn.Linear] = []
-    linears = [module for module in candidates if type(module) is nn.Linear]
-    hooks = [m.register_forward_hook(lambda m, args, out: called.append(m)) for m in linears]
-    try:
-        x = run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not called or called.count(called[-1]) > 1 or called[-1].out_features != x.shape[-1]:
-        return None
-    linear = called[-1]
-    unit = float(x.std())
-    with _shifted(linear, unit):
-        scale = (run() - x).double().mean(dim=(0, 1)) / unit
-    draw = torch.Generator().manual_seed(0)
-    shift = unit * torch.randn(x.shape[-1], generator=draw).to(x.device, x.dtype)
-    with _shifted(linear, shift):
-        moved = (run() - x).double()
-    linearly = torch.allclose(moved, (scale * shift).expand_as(moved), rtol=0, atol=1e-2 * float(moved.std()) + 1e-12)
-    return (linear, scale.to(x.dtype)) if linearly else None
-
-
-@contextmanager
-def _shifted(linear: nn.Linear, shift: Tensor | float) -> Iterator[None]:
-    hook = linear.register_forward_hook(lambda module, args, output: output + shift)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def _shared_parameters(model: nn.Module) -> set[int]:
     """The parameters that have more than one name."""
     names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
@@ -299,7 +258,7 @@ def _count(walk: Walk) -> tuple[int, int]:
     Raises:
         ValueError: There are none to measure on.
     """
-    held_out = sum(state.images for state in walk.states[1::HELD_OUT])
+    held_out = walk.count(walk.states[1::HELD_OUT])
     counts = walk.images - held_out, held_out
     if not all(counts):
         raise ValueError(

@@ -141,7 +141,7 @@ def solve_block(student: Walk, teacher: Walk, ridge: float = RIDGE) -> tuple[flo
         The errors of the patches, and of the prefix tokens where Φ maps them.
     """
     index, tower = student.index, student.tower
-    phi, count = phi_of(tower, index), tower.num_special_tokens
+    phi, count = phi_of(tower, index), tower.num_special_in_blocks
     on_patches, on_prefix, spread = Moments(), Moments(), Spread()
 
     def both() -> Iterator[State]:

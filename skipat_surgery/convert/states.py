@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,23 @@ ROOM = 4 * 2**30
 
 @dataclass
 class State:
-    """What a block is given: X (B, N, D) and, in a cut model, the Z before it and the patch grid."""
+    """What a block is given: X (B, N, D) and, in a cut model, the Z before it and the patch grid.
+
+    Args:
+        x: X.
+        z: Z of the block before.
+        grid: Of the patches.
+        start: The X that its stage began with, where that is added in the end.
+    """
 
     x: Tensor
     z: Tensor | None = None
     grid: Layout | None = None
+    start: Tensor | None = None
 
     @property
     def images(self) -> int:
-        """The number of images; of packed videos, of frames."""
+        """The number of images; of packed videos, of frames; where windows are folded into the batch, of those."""
         return self.grid.sizes.shape[0] if isinstance(self.grid, Ragged) else self.x.shape[0]
 
     @property
@@ -92,7 +100,11 @@ class Walk:
     @property
     def images(self) -> int:
         """The number of images."""
-        return sum(state.images for state in self.states)
+        return self.count(self.states)
+
+    def count(self, states: Iterable[State]) -> int:
+        """The number of images of some batches."""
+        return sum(state.images for state in states) // self.tower.windows_of_an_image
 
     def run(self, number: int) -> State:
         """Run the block on one batch; what the next one is given."""
@@ -107,20 +119,24 @@ class Walk:
         grid, z = carried_or_none(out) or (state.grid, None)  # the last blocks carry nothing
         following = host.calls.get(self.index + 1)
         if self._begins_a_stage(self.index + 1):
-            return self._in_the_next_stage(out, grid, args)
-        return State(out if following is None or following.added is None else out + following.added, z, grid)
+            return self._in_the_next_stage(out, state.start, grid, args)
+        out = out if following is None or following.added is None else out + following.added
+        return State(out, z, grid, state.start)
 
     def _begins_a_stage(self, index: int) -> bool:
         """Whether a block is the first of a stage, but for the first one."""
         return any(index == stage.blocks.start for stage in self.tower.stages[1:])
 
-    def _in_the_next_stage(self, x: Tensor, grid: Layout | None, args: tuple[Any, ...]) -> State:
+    def _in_the_next_stage(self, x: Tensor, start: Tensor | None, grid: Layout | None, args: tuple[Any, ...]) -> State:
         """What the block after this one, which was called so, is given, in the next stage."""
         family, tower = self.tower.family, self.tower.module
         assert family.stages is not None
         number = self.tower.stages.index(self.tower.stage_of(self.index))
         x = family.stages.between(tower, number, x, args)
-        return State(x, None, merged(grid) if isinstance(grid, tuple) else None)
+        if start is None:
+            return State(x, None, merged(grid) if isinstance(grid, tuple) else None)
+        x = x + start
+        return State(x, None, grid, x)
 
     def move_on(self, states: Iterable[State] | None = None) -> None:
         """Go on to the next block, with what `run` gave for every batch; where that is left out, it is run."""
@@ -134,12 +150,16 @@ class Walk:
         known = size in self.hosts
         found: list[State] = []
         outputs: dict[int, Tensor] = {}
+        starts: list[Tensor] = []
         host = self.hosts.setdefault(size, _Host(len(pixels)))
+
+        def begin(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            starts.append(_parted(args, kwargs)[0].x)
 
         def before(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             state, call = _parted(args, kwargs)
             if index == self.index:
-                found.append(state)
+                found.append(replace(state, start=starts[-1] if starts else None))
                 if known:
                     raise Seen
             last = outputs.pop(index - 1, None)
@@ -152,6 +172,9 @@ class Walk:
             outputs[index] = output[0] if isinstance(output, tuple) else output
 
         with ExitStack() as hooks:
+            if self.tower.family.stages and self.tower.family.stages.residual:
+                first = self.tower.blocks[self.tower.stage_of(self.index).blocks.start]
+                hooks.callback(first.register_forward_pre_hook(begin, with_kwargs=True).remove)
             for index, block in list(enumerate(self.tower.blocks))[self.index : self.tower.reach]:
                 hooks.callback(_before(block, before, index).remove)
                 if not known:
@@ -214,8 +237,11 @@ class _Store:
     def keep(self, state: State, instead_of: State | None = None) -> State:
         """The state, in the place of an older one where there is one."""
         old = instead_of or State(torch.empty(0))
-        z = None if state.z is None else self._keep(state.z, old.z)
-        return State(self._keep(state.x, old.x), z, state.grid)
+        z, start = (
+            None if tensor is None else self._keep(tensor, before)
+            for tensor, before in ((state.z, old.z), (state.start, old.start))
+        )
+        return State(self._keep(state.x, old.x), z, state.grid, start)
 
     def _keep(self, tensor: Tensor, old: Tensor | None) -> Tensor:
         if old is not None and old.shape == tensor.shape:

@@ -23,6 +23,7 @@ from .carrying import (
 )
 from .config import SkipatConfig
 from .family import Family
+from .folded_carrying import bring_window_grid, join_in_attention, keep_windows_apart, undo_keep_windows_apart
 from .grafting import graft, ungraft
 from .in_place import save_memory, undo_save_memory
 from .kept_attention import KeptAttention
@@ -117,7 +118,7 @@ def check_phis(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
     for index, phi in config.phi.items():
         phi.kernel(axes)
         block = family.block_list(tower)[index]
-        check_windowed(family, block, index, phi)
+        check_windowed(family, block, index, phi, special)
         attention = block.get_submodule(family.attention)
         if (phi.pool or (phi.prefix == "attend" and special)) and not family.attends(attention):
             raise ValueError(
@@ -157,7 +158,7 @@ def apply_to_tower(
         if index in phis:
             blocks[index].skipat_feeds_next = feeds_next  # type: ignore[assignment]
         elif feeds_next:
-            _tap(blocks[index], family)
+            _tap(blocks[index], family, tower)
         else:
             graft(blocks[index], PassingBlock)
     _carry_grid(tower, family, config)
@@ -201,6 +202,8 @@ def restore_tower(tower: nn.Module) -> None:
             module.__dict__.pop("skipat_family", None)
         if family.maps and not family.stages:
             undo_windows(blocks[index], blocks[index].get_submodule(family.attention))
+        elif family.folded:
+            undo_keep_windows_apart(blocks[index], family)
         ungraft(blocks[index])
         undo_no_windows(blocks[index])
     _drop_grid(tower, family)
@@ -265,14 +268,16 @@ def _skip(block: nn.Module, family: Family, phi: Phi) -> dict[str, nn.Module | N
 
 
 def lay_out_no_windows(block: nn.Module, family: Family) -> None:
-    """Have a block whose MSA is taken out leave its map as it is."""
+    """Have a block whose MSA is taken out leave its map, or its windows, as they are."""
     if family.stages:
         graft(block, family.stages.skipped)
     elif family.maps:
         drop_windows(block)
+    elif family.folded:
+        keep_windows_apart(block, family)
 
 
-def _tap(block: nn.Module, family: Family) -> None:
+def _tap(block: nn.Module, family: Family, tower: nn.Module) -> None:
     """Let an attended block hand its Z on."""
     if family.channels_first:
         graft(block, ChannelsFirstBlock)
@@ -284,6 +289,8 @@ def _tap(block: nn.Module, family: Family) -> None:
         attention = block.get_submodule(family.attention)
         if family.maps:
             move_windows(block, attention)
+        elif family.folded:
+            join_in_attention(block, family, tower)
         graft(attention, TappedAttention)
         attention.__dict__["skipat_family"] = family
     _box_norm(block, family)
@@ -313,6 +320,8 @@ def _carry_grid(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
         bring_grids(tower, family, has_encoder=bool(encoders))
         if not encoders:
             graft(first, FirstPackedBlock)
+    elif family.folded:
+        bring_window_grid(tower, family)
     elif family.maps:
         graft(first, FirstChannelsFirstBlock if family.channels_first else FirstMapBlock)
         return
@@ -353,7 +362,7 @@ def _drop_grid(tower: nn.Module, family: Family) -> None:
     if family.checkpoints_calls:
         undo_move_checkpointing(tower, family)
     family.block_list(tower)[0].__dict__.pop("skipat_patches", None)
-    if family.packs:
+    if family.packs or family.folded:
         undo_bring_grids(tower)
     if family.embeddings is not None:
         source = tower.get_submodule(family.embeddings)
@@ -363,5 +372,6 @@ def _drop_grid(tower: nn.Module, family: Family) -> None:
 
 def _like(module: nn.Module, block: nn.Module) -> nn.Module:
     """The module on the device of a block, in its dtype and mode."""
-    parameter = next(block.parameters())
+    # On the meta device, some hosts make a parameter on the CPU all the same.
+    parameter = max(block.parameters(), key=lambda parameter: parameter.is_meta)
     return module.to(parameter.device, parameter.dtype).train(block.training)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .folded_windows import FoldedWindows
 from .projections import Projections
 from .ragged import Ragged
 from .stages import Stage, Stages
@@ -69,8 +70,8 @@ class Family:
         maps: Whether the tower's hidden states are 2-D maps (B, H, W, D), which a block lays out in windows for its MSA
             where its `window_size` is positive.
         channels_first: Whether those maps are (B, D, H, W) between blocks.
-        stages: How the tower keeps its blocks, where it has stages, in each of which the grid is half as high and wide
-            as before, and the tokens are twice as wide; their blocks attend within windows.
+        stages: How the tower keeps its blocks, where it has stages, whose blocks attend within windows.
+        folded: How the tower keeps each window of an image as an image of its own, where it does.
         inputs: From the tower and images (B, C, H, W), what its forward takes by name, the patches first; where that
             is not the images.
     """
@@ -106,6 +107,7 @@ class Family:
     maps: bool = False
     channels_first: bool = False
     stages: Stages | None = None
+    folded: FoldedWindows | None = None
     inputs: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
 
     def block_list(self, tower: nn.Module) -> nn.ModuleList | nn.Sequential:
@@ -130,11 +132,11 @@ class Family:
         if self.stages is None:
             return [Stage(range(len(self.block_list(tower))), self.width(tower))]
         found: list[Stage] = []
-        start, width = 0, self.width(tower)
-        for number, path in enumerate(self.stage_paths(tower)):
+        start, width, merged = 0, self.width(tower), 1
+        for path in self.stage_paths(tower):
             stop = start + len(tower.get_submodule(f"{path}.{self.blocks}"))  # type: ignore[arg-type]
-            found.append(Stage(range(start, stop), width * 2**number, 2**number))
-            start = stop
+            found.append(Stage(range(start, stop), width * merged, merged))
+            start, merged = stop, merged if self.stages.residual else 2 * merged
         return found
 
     def stage_of(self, tower: nn.Module, index: int) -> Stage:
@@ -149,6 +151,11 @@ class Family:
     def reach(self, tower: nn.Module) -> int:
         """The number of first blocks before which no further tokens join."""
         return len(self.block_list(tower)) - self.num_late_blocks(tower)
+
+    def grid_in_blocks(self, tower: nn.Module, grid: Grid) -> Grid:
+        """The grid of what the blocks of the first stage see as one image, from that of an image."""
+        side = 1 if self.folded is None else self.folded.side(tower)
+        return tuple(length // side for length in grid)
 
     def shape_of_input(self, tower: nn.Module) -> tuple[int, ...]:
         """The shape of one input at the configured size."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .carrying import carried, carry
 from .family import Family
+from .folded_carrying import WindowGrid
 from .grafting import Grafted
 from .packed import BOUNDS, Packed
 
@@ -63,5 +64,5 @@ def bring_grids(tower: nn.Module, family: Family, has_encoder: bool) -> None:
 def undo_bring_grids(tower: nn.Module) -> None:
     """Take it off again."""
     for key, hook in list(tower._forward_pre_hooks.items()):
-        if isinstance(hook, PackedGrids):
+        if isinstance(hook, (PackedGrids, WindowGrid)):
             del tower._forward_pre_hooks[key], tower._forward_pre_hooks_with_kwargs[key]

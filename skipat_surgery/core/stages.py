@@ -1,7 +1,8 @@
-"""Stages: where the tokens of a tower change their grid and width on the way, and runs of skipped blocks end.
+"""Stages: where more happens to the tokens of a tower than its blocks do, and runs of skipped blocks end.
 
-Between two stages patches are merged: the grid gets half as high and wide, rounded up, and the tokens twice as wide. A
-Z from before that fits no block behind it. So each stage is cut by itself, and its first block is never skipped.
+Between two stages most towers merge patches: the grid gets half as high and wide, rounded up, and the tokens twice as
+wide. A Z from before that fits no block behind it. Others convolve the map, and add what the stage began with. So each
+stage is cut by itself, and its first block is never skipped.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Stages:
         windows: From a block, those within which it attends.
         between: From the tower, the number of a stage, what its last block gave, and what that was given beside X, what
             the next stage begins with.
+        residual: Whether to that is added what the stage began with. Then no patches are merged between stages.
     """
 
     path: str
@@ -57,6 +59,7 @@ class Stages:
     skipped: type
     windows: Callable[[Any], Windows]
     between: Callable[[Any, int, Tensor, tuple[Any, ...]], Tensor]
+    residual: bool = False
 
 
 def merged(grid: tuple[int, ...], side: int = 2) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from .family import Family, Grid, pair
+from .transformers_folded_families import FOLDED_FAMILIES
 from .transformers_map_families import MAP_FAMILIES
 from .transformers_projections import all_rotary_projections, normed_projections, rotary_projections
 from .transformers_ragged_families import RAGGED_FAMILIES
@@ -310,4 +311,5 @@ FAMILIES: tuple[Family, ...] = (
     *RAGGED_FAMILIES,
     *MAP_FAMILIES,
     *STAGE_FAMILIES,
+    *FOLDED_FAMILIES,
 )

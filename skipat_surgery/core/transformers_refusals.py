@@ -12,8 +12,6 @@ REFUSED: dict[str, str] = {
     "Φ has no grid; load its encoder as a VideoMAEModel, or as a VideoMAEForVideoClassification",
     "transformers.models.timesformer.": "its blocks attend twice, over the frames of a patch and over the patches of a "
     "frame, so that no one MSA gives Z; use a model that attends to all patches at once: VideoMAE, ViViT or V-JEPA 2",
-    "transformers.models.swin2sr.": "each of its stages ends in a convolution, to which it adds what the stage began "
-    f"with; {_PLAIN}",
     "transformers.models.hiera.": "its tokens lie in the order of the units within which they attend, and the grid "
     f"changes from stage to stage; {_PLAIN}, or a Swin",
     "transformers.models.sam2.": "its blocks attend within windows, and where a stage begins its MSA itself merges "

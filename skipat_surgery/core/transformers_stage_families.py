@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +24,28 @@ def _merged(tower: Any, stage: int, x: Tensor, args: tuple[Any, ...]) -> Tensor:
     return tower.encoder.layers[stage].downsample(x, args[0])
 
 
+def _whole_windows(tower: Any, height: int, width: int) -> Grid:
+    """Images are filled up to whole windows, whose side is meant in pixels there."""
+    side = tower.config.window_size
+    return _grid(tower, height + -height % side, width + -width % side)
+
+
+def _convolved(tower: Any, stage: int, x: Tensor, args: tuple[Any, ...]) -> Tensor:
+    """A stage ends in a convolution of its map."""
+    last = tower.encoder.stages[stage]
+    return last.patch_embed(last.conv(last.patch_unembed(x, args[0])))[0]
+
+
 def _swin(name: str, module: str, prefix: str, *, post_norm: bool = False, **differs: Any) -> Family:
+    stages = Stages(
+        path="encoder.layers",
+        takes_z="layernorm_before" if post_norm else "drop_path",
+        first=FirstLayer,
+        attended=TappedLayer,
+        skipped=SkippedLayer,
+        windows=windows_of,
+        between=_merged,
+    )
     shape: dict[str, Any] = {
         **SHAPE_V,
         "blocks": "blocks",
@@ -32,15 +54,7 @@ def _swin(name: str, module: str, prefix: str, *, post_norm: bool = False, **dif
         "image_to_grid": _grid,
         "width": lambda tower: tower.config.embed_dim,
         "blocks_return_tuple": True,
-        "stages": Stages(
-            path="encoder.layers",
-            takes_z="layernorm_before" if post_norm else "drop_path",
-            first=FirstLayer,
-            attended=TappedLayer,
-            skipped=SkippedLayer,
-            windows=windows_of,
-            between=_merged,
-        ),
+        "stages": replace(stages, **differs.pop("stages", {})),
     }
     towers = differs.pop("towers", (f"{prefix}Model",))
     return transformers_family(name, module, towers, f"{prefix}Layer", 0, **{**shape, **differs})
@@ -51,6 +65,15 @@ STAGE_FAMILIES: tuple[Family, ...] = (
     _swin("Swin v2", "swinv2", "Swinv2", post_norm=True),
     # It holds the blocks itself, and norms nothing after them.
     _swin("Swin v2 backbone", "swinv2", "Swinv2", post_norm=True, towers=("Swinv2Backbone",), final_norm=None),
+    _swin(
+        "Swin2SR",
+        "swin2sr",
+        "Swin2SR",
+        post_norm=True,
+        blocks="layers",
+        image_to_grid=_whole_windows,
+        stages={"path": "encoder.stages", "between": _convolved, "residual": True},
+    ),
     _swin("Donut's Swin", "donut", "DonutSwin", file="modeling_donut_swin", final_norm=None),
     _swin("MaskFormer's Swin", "maskformer", "MaskFormerSwin", file="modeling_maskformer_swin"),
 )

@@ -47,14 +47,15 @@ def _made_like(tower: nn.Module, record: Record, index: int) -> dict[str, nn.Mod
     they were here."""
     family, phi = record.family, record.config.phi[index]
     blocks, stage = family.block_list(tower), family.stage_of(tower, index)
-    block, first = blocks[index], blocks[stage.blocks.start]
-    if phi.pool:
+    block: Any = blocks[index]
+    first = blocks[stage.blocks.start]
+    if block.phi.keeps_msa:
         return {}
     made: dict[str, nn.Module | None] = {}
     for slot in filter(None, (family.attention,) if phi.reads_x else (family.attention, family.norm)):
         module = made[slot] = copy.deepcopy(first.get_submodule(slot))
         ungraft(module)
-    if family.stages:
+    if family.stages or not family.maps:
         return made
     attention: Any = made[family.attention]
     sides = (window_of(block),) * 2 if window_of(block) else family.grid(tower)

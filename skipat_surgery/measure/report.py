@@ -208,7 +208,7 @@ def _report_tower(path: str, tower: nn.Module, record: Record) -> TowerReport:
 
 def _before(tower: nn.Module, record: Record, sizes: list[int], macs: list[int]) -> tuple[list[int], list[int]]:
     """The parameters and MACs of each block before the cut, from what they are now."""
-    if record.family.maps or record.family.stages:
+    if record.family.maps or record.family.stages or record.family.folded:
         stock = before(tower, record)
         blocks = record.family.block_list(stock)
         return [count_parameters(block) for block in blocks], count_macs(stock, record.family)[1]

@@ -4,7 +4,17 @@ A new family is one `Case` here, next to its entry in `skipat_surgery/core/*_fam
 its lead: it stands for the family in the slow parts of the contract.
 """
 
-from . import maps, packed, ragged, stages, timm_towers, torchvision_towers, transformers_towers, vision_language
+from . import (
+    folded,
+    maps,
+    packed,
+    ragged,
+    stages,
+    timm_towers,
+    torchvision_towers,
+    transformers_towers,
+    vision_language,
+)
 from .case import Case, InStages, output_tensors
 
 CASES: list[Case] = [
@@ -16,6 +26,7 @@ CASES: list[Case] = [
     *packed.CASES,
     *maps.CASES,
     *stages.CASES,
+    *folded.CASES,
 ]
 LEADS: list[Case] = list({case.family: case for case in reversed(CASES)}.values())[::-1]
 

@@ -15,6 +15,7 @@ from typing import Any
 import small_models as make
 import torch
 from packaging.version import Version
+from reference_stages import grids_of
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -26,10 +27,12 @@ class InStages:
     Args:
         path: With ``{}`` for the stage, and for the block in it.
         depths: The number of blocks of each stage.
+        halves: Whether the grid is halved from stage to stage.
     """
 
     path: str
     depths: tuple[int, ...]
+    halves: bool = True
 
     def format(self, index: int) -> str:
         """Of block `index`."""
@@ -58,6 +61,7 @@ class Case:
         sizes: From the images, the grid (B, 2) of each of them, where they differ.
         merge: Where the patches of all images are packed, the side of the blocks in which they are.
         window: Where they lie window by window, the side of a window in patches.
+        folded: Where each window of an image is an image of its own, the number of them along a side.
         seed: Of the weights.
         since: The first version of a host that has this model, such as "timm 1.0.30"; it is skipped on older ones.
     """
@@ -78,6 +82,7 @@ class Case:
     sizes: Callable[[Tensor], Tensor] | None = None
     merge: int = 0
     window: int = 0
+    folded: int = 0
     seed: int = 0
     since: str = ""
 
@@ -85,6 +90,10 @@ class Case:
     def depths(self) -> tuple[int, ...]:
         """The number of blocks of each stage; empty where there is no more than one."""
         return self.msa.depths if isinstance(self.msa, InStages) else ()
+
+    def grids(self, images: Tensor) -> list[tuple[int, ...]]:
+        """The grid of each block; none where there are no stages."""
+        return grids_of(self.depths, self.grid(images), self.msa.halves) if isinstance(self.msa, InStages) else []
 
     def skippable(self, blocks: Iterable[int]) -> list[int]:
         """Those of some blocks with which no stage begins."""

@@ -104,4 +104,27 @@ TRANSFORMERS: list[Case] = [
     *transformers_cases("MaskFormer's Swin", "MaskFormerSwin", "model", ("Backbone", BACKBONE)),
 ]
 
-CASES: list[Case] = [*TRANSFORMERS, *TIMM]
+# One patch is one pixel, and the host takes no images but of whole windows.
+SWIN2SR: dict[str, Any] = {"image_size": 8, "patch_size": 1, "window_size": 4, "num_heads": (2, 2), "upscale": 1}
+HEADS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("Model", "", {}),
+    ("ForImageSuperResolution", "swin2sr.", {"upsampler": "", "resi_connection": "3conv"}),
+    ("ForImageSuperResolution, ×2", "swin2sr.", {"upsampler": "pixelshuffledirect", "upscale": 2}),
+)
+RESTORATION: list[Case] = [
+    Case(
+        f"Swin2SR{head}",
+        "Swin2SR (transformers)",
+        of_transformers(f"Swin2SR{head.partition(',')[0]}", "Swin2SRConfig", **SWIN2SR | differs),
+        InStages(
+            f"{'' if head == 'Model' else 'swin2sr.'}encoder.stages.{{}}.layers.{{}}.attention", DEPTHS, halves=False
+        ),
+        prefix=0,
+        size=(8, 8),
+        patch=1,
+        others=((8, 16), (16, 8), (12, 8)),
+    )
+    for head, path, differs in HEADS
+]
+
+CASES: list[Case] = [*TRANSFORMERS, *RESTORATION, *TIMM]

@@ -48,6 +48,13 @@ def cut_of(stock: nn.Module, skip: Iterable[int] = SKIP, phi: PhiConfig | None =
     return randomised(skipat_surgery.apply(copy.deepcopy(stock), config.phi))
 
 
+def cases_that_use(request: pytest.FixtureRequest) -> list[Case]:
+    """The cases of the chosen tests that use the fixture that asks, but for those that the host is too old for."""
+    items = [item for item in request.session.items if request.fixturename in getattr(item, "fixturenames", ())]
+    cases = {item.callspec.params["case"].name: item.callspec.params["case"] for item in items}  # type: ignore
+    return [case for case in cases.values() if not case.is_too_new]
+
+
 def skipped_blocks(case: Case, cut: nn.Module) -> dict[int, nn.Module]:
     """The blocks of a cut model that have a Φ."""
     blocks = {i: cut.get_submodule(case.msa.format(i).rpartition(".")[0]) for i in range(DEPTH)}
@@ -69,7 +76,7 @@ def equations(
     pools = {i: phi.pool for i, phi in phis.items() if phi.pool}
     asking = {i for i, phi in phis.items() if phi.queries == "patches"}
     shape = case.layout(images), case.prefix, case.suffix
-    how = attends, pools, asking, case.merge, case.window, case.depths
+    how = attends, pools, asking, case.merge, case.window, case.grids(images), case.folded
     return reference.paper_equations(stock, case.msa, DEPTH, weights, *shape, *how)
 
 

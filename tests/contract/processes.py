@@ -12,7 +12,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from cases import LEADS, Case
+from cases import Case, case_named
 from models import assert_same, cut_of, gradients
 from small_models import DEPTH, EXACT, EXACT_STEPS
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 STEPS, RATE = 3, 0.01
 
 
-def run(rank: int, folder: str) -> None:
-    """Run both checks on every family, on the stock model too where they fail, and write what became of them."""
+def run(rank: int, folder: str, names: list[str]) -> None:
+    """Run both checks on the cases of these names, on the stock model too where they fail, and write what became of
+    them."""
     torch.set_num_threads(1)
     for name, function in {**EXACT, **EXACT_STEPS}.items():
         with suppress(ImportError):  # of a model that is newer than its host
@@ -29,7 +30,7 @@ def run(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     results = {}
     for check in (data_parallel, fully_sharded):
-        for case in LEADS:
+        for case in map(case_named, names):
             found = outcome(check, case, rank, cut_of)
             if found and not outcome(check, case, rank, copy.deepcopy):
                 results[f"{check.__name__} {case.name}"] = found

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cases import LEADS, Case
 from conftest import Once
-from models import assert_same, unless_the_stock_model_fails_too
+from models import assert_same, cases_that_use, unless_the_stock_model_fails_too
 from torch import nn
 
 pytestmark = [
@@ -22,11 +22,12 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def results(once: Once) -> dict[str, str]:
+def results(once: Once, request: pytest.FixtureRequest) -> dict[str, str]:
     """What two processes found, by check and case; empty where all was well. They start once, for all families."""
 
     def run(folder: Path) -> None:
-        torch.multiprocessing.spawn(processes.run, args=(str(folder),), nprocs=2)
+        names = [case.name for case in cases_that_use(request)]
+        torch.multiprocessing.spawn(processes.run, args=(str(folder), names), nprocs=2)
 
     return json.loads((once("distributed", run) / "results.json").read_text())
 

@@ -14,9 +14,9 @@ import pytest
 import timm
 import torch
 import transformers
-from cases import CASES, LEADS, Case
+from cases import CASES, Case
 from conftest import Once
-from models import assert_same, cut_of
+from models import assert_same, cases_that_use, cut_of
 from timm.models import save_for_hf
 from torch import nn
 from transformers import ViTImageProcessor
@@ -32,9 +32,6 @@ pytestmark = [
 ]
 
 
-TRANSFORMERS = [case for case in CASES if case.host == "transformers" and not case.is_too_new]
-
-
 @pytest.fixture(scope="module")
 def loaded_elsewhere(once: Once, request: pytest.FixtureRequest) -> dict[str, dict[str, str]]:
     """What became of each transformers checkpoint in two new processes: one with the library and one without.
@@ -43,8 +40,8 @@ def loaded_elsewhere(once: Once, request: pytest.FixtureRequest) -> dict[str, di
     """
 
     def run(root: Path) -> None:
-        for case in TRANSFORMERS:
-            if request.config.getoption("--leads") and case not in LEADS:
+        for case in cases_that_use(request):
+            if case.host != "transformers":
                 continue
             cut, images = cut_of(case.model()).float(), case.images().float()
             cut.save_pretrained(root / case.name)
