@@ -47,7 +47,7 @@ class WindowedShape:
     depths: tuple[int, ...] = (6, 6)
     heads: int = 4
     window: int = 8
-    stages: tuple[tuple[int, int, int], ...] = ((32, 16, 600),)
+    stages: tuple[tuple[int, int, int], ...] = ((32, 8, 500),)
 
     def build(self) -> WindowedDenoiser:
         """With fresh weights."""

@@ -81,7 +81,7 @@ class Arguments:
     whole: int = option(6, "How many whole photos of Kodak24 (15,625 tokens) are measured, with σ = 25.")
     photos: int = option(24, "How many photos of each set are measured.")
     solve_crops: int = option(96, "Crops of 128 pixels that a cut is solved on.")
-    steps: int = option(200, "Steps of 16 crops of 64 pixels that a cut is distilled for.")
+    steps: int = option(200, "Steps that a cut is distilled for, of crops as the denoiser's first ones.")
     timed: str = option("64, 128, 256, 384, 512", "Sides that are timed, one photo at a time.")
     rounds: int = option(7, "How often each is timed.")
     output_dir: str = option("outputs/denoising", "Where everything is written.")
@@ -151,8 +151,9 @@ class Denoising:
             self.measured(f"{name}, solved", student)
 
             def steps() -> Iterator[Tensor]:
+                side, count, _ = self.shape.stages[0]
                 for _ in range(self.args.steps + 1):
-                    yield crops(photos, 64, 16, draws)[1]
+                    yield crops(photos, side, count, draws)[1]
 
             skipat_surgery.distill(student, self.teacher, list(steps()), steps=self.args.steps, task=Restoration())
         self.measured(f"{name}, distilled", student)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -19,6 +20,8 @@ import small_models
 import timm
 import torch
 import transformers
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
@@ -27,6 +30,7 @@ from skipat_surgery.commands import analyze, benchmark, checks, digits, distill,
 from skipat_surgery.commands.options import parse, parse_numbers, parse_skip
 from skipat_surgery.terminal import spell_out
 
+ROOT = Path(__file__).parents[1]
 COMMANDS = {"distill": distill, "analyze": analyze, "benchmark": benchmark}
 SIDE = {"height": 16, "width": 16}
 
@@ -489,3 +493,19 @@ def test_a_benchmark_is_in_bf16_where_there_is_one(has, taken, monkeypatch):
     monkeypatch.setattr(machine, "multiplies_bf16", lambda device: has)
     assert benchmark.Arguments().precisions == [taken]
     assert benchmark.Arguments(dtypes="fp32,bf16").precisions == ["fp32", "bf16"]
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_a_launch_that_shares_a_model_out_is_refused(kind):
+    given = SimpleNamespace(distributed_type=DistributedType[kind])
+    with pytest.raises(ValueError, match=rf"launched with {kind}, which shares a model out.*recipes/configs/ddp.yaml"):
+        checks.check_whole_copies(given)
+
+
+@pytest.mark.parametrize(("name", "machines", "processes"), [("ddp", 1, 8), ("ddp_nodes", 8, 64)])
+def test_accelerate_reads_its_configurations(name, machines, processes):
+    found = load_config_from_file(str(ROOT / f"recipes/configs/{name}.yaml"))
+    assert (found.num_machines, found.num_processes) == (machines, processes)
+    assert found.distributed_type == DistributedType.MULTI_GPU
+    for whole in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        checks.check_whole_copies(SimpleNamespace(distributed_type=DistributedType[whole]))

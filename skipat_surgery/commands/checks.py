@@ -7,11 +7,30 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType
+from accelerate.utils import DistributedType, LoggerType
 
 # The packages whose names are not those of the trackers.
 TRACKER_PACKAGES = {"tensorboard": "'skipat-surgery[trackers]'", "comet_ml": "comet-ml"}
+
+
+# Ways to share one model out among processes: accelerate's others each keep a whole copy.
+PARTS = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+def check_whole_copies(accelerator: Accelerator) -> None:
+    """Check that each process keeps a whole model, which is what a distillation solves, measures and saves.
+
+    Raises:
+        ValueError: It was launched so that each keeps a part.
+    """
+    if accelerator.distributed_type in PARTS:
+        raise ValueError(
+            f"the recipe keeps a whole student and teacher on each process, and was launched with "
+            f"{accelerator.distributed_type.value}, which shares a model out: launch it with DDP, such as accelerate "
+            "launch --config_file recipes/configs/ddp.yaml; where a model fits no GPU, see docs/guides/several-gpus.md"
+        )
 
 
 def check_writable(directory: Path) -> None:

@@ -37,6 +37,7 @@ from ..tasks.finding import give_task
 from ..terminal import Terminal
 from . import digits, images, loading, page, results, run_state
 from .arguments import Arguments, repository, settings
+from .checks import check_whole_copies
 from .classes import check_same_classes
 from .command_line import as_given
 from .machine import keep_freed_memory, machine, slowness, use_all_cores
@@ -63,6 +64,7 @@ class Recipe:
             log_with=args.report_to or None,
             project_dir=args.output_dir,
         )
+        check_whole_copies(self.accelerator)
         self.output = Output(Path(args.output_dir), self.settings(), args.resume, self.accelerator)
         self.output.check()
         self.resumed, self.warnings = run_state.newest(self.output.checkpoints) if args.resume else (None, [])

@@ -20,6 +20,7 @@ from ..analysis.plan_table import block_ranges
 from ..core.cutting import records_of
 from ..core.family import Family, Grid
 from ..core.finding import UnsupportedModelError, find_tower, towers_in
+from ..core.folded_carrying import attends_globally
 from ..core.tokens import by
 from ..core.windowed_phis import is_windowed
 from ..measure.report import report
@@ -145,6 +146,8 @@ def _taken(tower: nn.Module, family: Family, index: int) -> tuple[str, str]:
     attention = block.get_submodule(family.attention)
     if is_windowed(family, block):
         return WITHOUT_CLUSTERS, "within windows attention costs little"
+    if family.folded and attends_globally(block, family):
+        return WITHOUT_MSA, "its MSA attends over all windows, and a Φ sees them one by one"
     if family.attends(attention):
         return "any Φ", ""
     return WITHOUT_MSA, f"no part of its {type(attention).__name__} can be kept, which is of no kind that is known"
