@@ -54,7 +54,7 @@ def observe(
     tokens: bool = False,
     states: Iterable[int] = (),
     keep: Callable[[Tensor], Any] = _all_of,
-    grid: Layout | None = None,
+    grid: Layout | Callable[[int], Layout] | None = None,
 ) -> Iterator[Observation]:
     """Watch the forwards made inside the context.
 
@@ -65,6 +65,7 @@ def observe(
         states: The blocks whose output to keep.
         keep: What to keep of each Z.
         grid: Of the images, where they may be packed, or lie in windows of a map: what is seen of them is laid out.
+            From a block, where it is not the same for all.
     """
     seen = Observation()
 
@@ -79,7 +80,9 @@ def observe(
 
             def hook(module: nn.Module, args: Any, output: Any) -> None:
                 value = args[0] if takes else output[0] if isinstance(output, tuple) else output
-                put(tower.state_tokens(value, grid) if block is None else tower.z_tokens(block, value, grid))
+                own = grid(block) if callable(grid) and block is not None else grid
+                assert own is None or not callable(own)
+                put(tower.state_tokens(value, own) if block is None else tower.z_tokens(block, value, own))
 
             hooks.callback(module.register_forward_hook(hook).remove)
 
@@ -112,7 +115,8 @@ def _stopping_after(module: nn.Module) -> Iterator[None]:
 def z_of(tower: Tower, blocks: Iterable[int], images: Images) -> dict[int, Tensor]:
     """Z (B, N, D) of chosen blocks, by block; the tower runs no further than the last of them."""
     blocks = sorted(blocks)
-    with observe(tower, blocks, grid=tower.layout(images)) as seen, _stopping_after(tower.z_slot(blocks[-1])):
+    grid = partial(tower.layout_in, layout=tower.layout(images))
+    with observe(tower, blocks, grid=grid) as seen, _stopping_after(tower.z_slot(blocks[-1])):
         tower.run(images)
     return seen.z
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any
 
@@ -136,6 +137,12 @@ class Tower:
             return layout
         return self.family.grid_in_blocks(self.module, self.stage_of(index).grid(layout))
 
+    def pooling(self, index: int) -> int:
+        """How many patches along each axis the MSA of a block makes one of; after the last block, none."""
+        stages = self.stages if self.family.pooled else []
+        sides = (after.merged // before.merged for before, after in pairwise(stages) if after.blocks.start == index)
+        return next(sides, 1)
+
     def patches_in(self, index: int) -> int:
         """The number of patches of an image of the configured size, in a block."""
         return math.prod(self.stage_of(index).grid(self.family.grid(self.module)))
@@ -159,7 +166,7 @@ class Tower:
             return JoinedWindows(self.windows_of_an_image) if joined else None
         if self.family.stages:
             return self.family.stages.windows(self.blocks[index])
-        side = window_of(self.blocks[index]) if self.family.maps else 0
+        side = window_of(self.blocks[index]) // self.pooling(index) if self.family.maps else 0
         return Windows.square(side) if side else None
 
     def gives_windows(self, index: int) -> bool:

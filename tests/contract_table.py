@@ -31,8 +31,8 @@ POINTS = (
 BEGIN, END = "<!-- contract table, written by `make contract` -->", "<!-- end of contract table -->"
 SLICES = 6
 # These are in every slice: prefix, suffix, rotary positions, position biases, padding, grouped keys, a grid of three
-# axes, late blocks, grids that differ by image, padded and packed, windows of such, of maps and folded, stages, and
-# every host.
+# axes, late blocks, grids that differ by image, padded and packed, windows of such, of maps and folded, stages of two
+# kinds, and every host.
 LAYOUTS = (
     "ViTModel",
     "YolosModel",
@@ -51,6 +51,7 @@ LAYOUTS = (
     "timm relpos",
     "timm swin",
     "RfDetrDinov2Backbone",
+    "Sam2HieraDetModel",
     "torchvision vit",
 )
 PAGE = Path(__file__).parents[1] / "docs" / "supported.md"

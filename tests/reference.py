@@ -318,7 +318,8 @@ def _masked(mask: Tensor) -> Iterator[None]:
         return sdpa(query, key, value, mask if attn_mask is None else mask + attn_mask, *args, **kwargs)
 
     def masked_softmax(scores, *args, **kwargs):
-        return softmax(scores + mask, *args, **kwargs)
+        # SAM 2 makes scores of heads with heads as well, and reads them nowhere.
+        return softmax(scores + mask if scores.shape[-2:] == mask.shape[-2:] else scores, *args, **kwargs)
 
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # of torch's own MSA, which calls neither
@@ -415,7 +416,7 @@ def paper_equations(
         asking: Those of them whose patches ask, rather than their clusters.
         merge: Where all images are packed into one sequence, the side of the blocks in which their patches are.
         window: Where these lie window by window, the side of a window in patches.
-        grids: Where there are stages, the grid of each block. All attend within windows.
+        grids: Where there are stages, the grid of what each block gives.
         folded: Where each window of an image is an image of its own, the number of them along a side. A global MSA is
             given those of an image in one row.
     """
@@ -425,7 +426,7 @@ def paper_equations(
         def hook(module, args, kwargs, output):
             is_tuple = isinstance(output, tuple)
             z[index] = made = output[0] if is_tuple else output
-            if grids:
+            if grids and made.ndim == 3:
                 block, own = stock.get_submodule(msa.format(index).rpartition(".")[0]), grids[index]
                 places = stages.places(block, own)
                 z[index] = stages.tokens(made, places, own)
@@ -447,16 +448,17 @@ def paper_equations(
                     after = torch.cat([z[index][:, :prefix], after[:, prefix:]], dim=1)
                 z[index], made = after, after.reshape(made.shape)
                 return (made, *output[1:]) if is_tuple else made
+            lies = grids[index] if grids else grid
             if made.ndim == 4:
-                z[index] = maps.tokens(made, grid)
+                z[index] = maps.tokens(made, lies)
             if index not in weights:
                 return None
             before = z[index - 1]
             if made.ndim == 4:
                 z[index] = on_map(
-                    module, args, kwargs, before, weights[index], grid, pools.get(index, 0), index in asking
+                    module, args, kwargs, before, weights[index], lies, pools.get(index, 0), index in asking
                 )
-                made = maps.like(z[index], made, grid)
+                made = maps.like(z[index], made, lies)
                 return (made, *output[1:]) if is_tuple else made
             if merge:
                 how = grid, merge, pools, index, index in asking, window

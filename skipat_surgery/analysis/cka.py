@@ -230,7 +230,8 @@ def cka(model: nn.Module, batches: Iterable[Any], *, cls_attention: bool = True,
             if not groups:
                 continue
             rows = ClsAttention()
-            with observe(tower, blocks, keep=partial(grams, groups=groups), grid=tower.layout(pixels)) as seen:
+            layout = partial(tower.layout_in, layout=tower.layout(pixels))
+            with observe(tower, blocks, keep=partial(grams, groups=groups), grid=layout) as seen:
                 if watch:
                     with rows.watching(tower):
                         tower.run(pixels)

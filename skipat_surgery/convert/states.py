@@ -35,7 +35,7 @@ class State:
     Args:
         x: X.
         z: Z of the block before.
-        grid: Of the patches.
+        grid: Of the patches that the block gives: its MSA may make the map smaller.
         start: The X that its stage began with, where that is added in the end.
     """
 
@@ -121,11 +121,14 @@ class Walk:
         if self._begins_a_stage(self.index + 1):
             return self._in_the_next_stage(out, state.start, grid, args)
         out = out if following is None or following.added is None else out + following.added
+        side = self.tower.pooling(self.index + 1)
+        grid = tuple(length // side for length in grid) if isinstance(grid, tuple) else grid
         return State(out, z, grid, state.start)
 
     def _begins_a_stage(self, index: int) -> bool:
-        """Whether a block is the first of a stage, but for the first one."""
-        return any(index == stage.blocks.start for stage in self.tower.stages[1:])
+        """Whether a block is the first of a stage, but for the first one, and the host does something before it."""
+        starts = (stage.blocks.start for stage in self.tower.stages[1:])
+        return self.tower.family.stages is not None and index in starts
 
     def _in_the_next_stage(self, x: Tensor, start: Tensor | None, grid: Layout | None, args: tuple[Any, ...]) -> State:
         """What the block after this one, which was called so, is given, in the next stage."""

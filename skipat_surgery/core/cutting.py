@@ -31,6 +31,7 @@ from .map_carrying import (
     ChannelsFirstBlock,
     FirstChannelsFirstBlock,
     FirstMapBlock,
+    FirstPoolingBlock,
     drop_windows,
     move_windows,
     undo_windows,
@@ -84,7 +85,7 @@ def check_skip(tower: nn.Module, family: Family, config: SkipatConfig, what: str
     """
     num_blocks, num_late = len(family.block_list(tower)), family.num_late_blocks(tower)
     stages = family.stage_list(tower)
-    listed = allowed_blocks(stages) if family.stages else f"1 to {num_blocks - num_late - 1}"
+    listed = allowed_blocks(stages) if len(stages) > 1 else f"1 to {num_blocks - num_late - 1}"
     allowed = f"allowed are {listed}, counted from 0"
     if not config.skip:
         raise ValueError("skip is empty: name at least one block to skip, such as range(3, 9)")
@@ -322,6 +323,11 @@ def _carry_grid(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
             graft(first, FirstPackedBlock)
     elif family.folded:
         bring_window_grid(tower, family)
+    elif family.pooled:
+        for stage in family.stage_list(tower):
+            if not config.phi.keys().isdisjoint(stage.blocks):
+                graft(blocks[stage.blocks.start], FirstPoolingBlock)
+        return
     elif family.maps:
         graft(first, FirstChannelsFirstBlock if family.channels_first else FirstMapBlock)
         return

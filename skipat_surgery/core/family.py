@@ -71,6 +71,8 @@ class Family:
             where its `window_size` is positive.
         channels_first: Whether those maps are (B, D, H, W) between blocks.
         stages: How the tower keeps its blocks, where it has stages, whose blocks attend within windows.
+        pooled: From the tower, its stages, where an MSA at the beginning of one makes the map smaller by itself, and
+            all blocks lie in one sequence.
         folded: How the tower keeps each window of an image as an image of its own, where it does.
         inputs: From the tower and images (B, C, H, W), what its forward takes by name, the patches first; where that
             is not the images.
@@ -107,6 +109,7 @@ class Family:
     maps: bool = False
     channels_first: bool = False
     stages: Stages | None = None
+    pooled: Callable[[Any], list[Stage]] | None = None
     folded: FoldedWindows | None = None
     inputs: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
 
@@ -129,6 +132,8 @@ class Family:
 
     def stage_list(self, tower: nn.Module) -> list[Stage]:
         """The stages, in order: one of all blocks where the tower has no others."""
+        if self.pooled is not None:
+            return self.pooled(tower)
         if self.stages is None:
             return [Stage(range(len(self.block_list(tower))), self.width(tower))]
         found: list[Stage] = []

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .carrying import boxed_like, carry, first_argument
+from .family import pair
 from .grafting import Grafted, graft
 from .windows import Windows
 
@@ -23,8 +24,21 @@ class FirstMapBlock(Grafted):
     skipat_axes = (1, 2)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        grid = tuple(x.shape[axis] for axis in self.skipat_axes)  # one by one, as torch.fx records it
+        grid = tuple(x.shape[axis] // side for axis, side in zip(self.skipat_axes, self.skipat_pools(), strict=True))
         return super().__call__(carry(x.view_as(x), grid), *args, **kwargs)  # type: ignore[misc]
+
+    def skipat_pools(self) -> tuple[int, int]:
+        """How many patches along each axis become one in the block."""
+        return (1, 1)
+
+
+class FirstPoolingBlock(FirstMapBlock):
+    """The first block of a stage, whose MSA makes the map smaller, but for that of the first stage."""
+
+    query_stride: Any
+
+    def skipat_pools(self) -> tuple[int, int]:
+        return (1, 1) if self.query_stride is None else pair(self.query_stride)
 
 
 class FirstChannelsFirstBlock(FirstMapBlock):
@@ -62,7 +76,8 @@ class WindowedAttention(Grafted):
         others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         out = super().forward(windows.partition(x), *args[1:], **others)  # type: ignore[misc]
         z, *rest = out if isinstance(out, tuple) else (out,)
-        z = windows.unpartition(z, x.shape[1:3])
+        side = z.shape[1]  # of an MSA that makes its windows smaller, and so the map
+        z = Windows.square(side).unpartition(z, [length * side // self.skipat_window for length in x.shape[1:3]])
         return (z, *rest) if isinstance(out, tuple) else z
 
 

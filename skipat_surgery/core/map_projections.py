@@ -23,7 +23,7 @@ from .transformers_projections import transformers_projections
 
 def sam_projections(attention: Any, hidden_states: Tensor, **kwargs: Any) -> Projections:
     """Of an MSA of transformers' SAM and the towers like it, and the map (B, H, W, D) that it is given."""
-    table = attention.get_rel_pos if attention.use_rel_pos else None
+    table = attention.get_rel_pos if getattr(attention, "use_rel_pos", False) else None  # SAM 2 has none
     return _with_distances(transformers_projections(attention, hidden_states), attention, hidden_states, table)
 
 

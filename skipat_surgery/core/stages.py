@@ -24,16 +24,18 @@ class Stage:
         blocks: Which blocks, counted over all stages.
         width: D of their tokens.
         merged: How many patches of the first stage one of theirs stands for, along each axis.
+        fills: Whether a grid that is no whole number of those is filled up, or the rest of it left out.
     """
 
     blocks: range
     width: int
     merged: int = 1
+    fills: bool = True
 
     def grid(self, patches: tuple[int, ...]) -> tuple[int, ...]:
         """Its grid, from that of the first stage."""
-        # Halved and rounded up time after time, a side is what it is divided and rounded up at once.
-        return merged(patches, self.merged)
+        # Halved and rounded time after time, a side is what it is divided and rounded at once.
+        return merged(patches, self.merged) if self.fills else tuple(length // self.merged for length in patches)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,31 @@ from typing import Any
 
 from .family import Family, Grid, pair
 from .map_projections import sam3_projections, sam_projections, vitdet_projections
+from .stages import Stage
 from .transformers_shapes import transformers_family
 
 
 def _grid(tower: Any, height: int, width: int) -> Grid:
     patch_height, patch_width = pair(tower.config.patch_size)
     return height // patch_height, width // patch_width
+
+
+def _strided(tower: Any, height: int, width: int) -> Grid:
+    """Of patches that overlap, and are filled up at the edges of an image."""
+    down, across = pair(tower.config.patch_stride)
+    return -(-height // down), -(-width // across)
+
+
+def _pooled(tower: Any) -> list[Stage]:
+    """SAM 2's stages: the first blocks of some of them make the map smaller."""
+    config, found, start = tower.config, [], 0
+    down, _ = pair(config.query_stride)
+    for number, depth in enumerate(config.blocks_per_stage):
+        merged = down ** min(number, config.num_query_pool_stages)
+        width = config.embed_dim_per_stage[number]
+        found.append(Stage(range(start, start + depth), width, merged, fills=False))
+        start += depth
+    return found
 
 
 _MAPS: dict[str, Any] = {
@@ -46,6 +65,16 @@ MAP_FAMILIES: tuple[Family, ...] = (
         "Sam3ViTLayer",
         0,
         **{**_MAPS, "attention": "attention", "projections": sam3_projections},
+    ),
+    transformers_family(
+        "SAM 2 vision",
+        "sam2",
+        ("Sam2HieraDetModel",),
+        "Sam2MultiScaleBlock",
+        0,
+        **{**_MAPS, "blocks": "blocks", "returns_tuple": False, "image_to_grid": _strided},
+        width=lambda tower: tower.config.embed_dim_per_stage[0],
+        pooled=_pooled,
     ),
     transformers_family(
         "VitDet",

@@ -14,6 +14,4 @@ REFUSED: dict[str, str] = {
     "frame, so that no one MSA gives Z; use a model that attends to all patches at once: VideoMAE, ViViT or V-JEPA 2",
     "transformers.models.hiera.": "its tokens lie in the order of the units within which they attend, and the grid "
     f"changes from stage to stage; {_PLAIN}, or a Swin",
-    "transformers.models.sam2.": "its blocks attend within windows, and where a stage begins its MSA itself merges "
-    f"patches; {_PLAIN}, or a SAM",
 }

@@ -58,6 +58,12 @@ def _made_like(tower: nn.Module, record: Record, index: int) -> dict[str, nn.Mod
     if family.stages or not family.maps:
         return made
     attention: Any = made[family.attention]
+    if family.pooled:  # the first MSA of a stage reads the tokens of the one before, and makes their map smaller
+        attention.query_stride = None
+        attention.qkv = nn.Linear(stage.width, attention.qkv.out_features, device="meta")
+        if family.norm in made:
+            made[family.norm] = nn.LayerNorm(stage.width, device="meta")
+        return made
     sides = (window_of(block),) * 2 if window_of(block) else family.grid(tower)
     for name, side in zip(("rel_pos_h", "rel_pos_w"), sides, strict=True):
         if hasattr(attention, name):

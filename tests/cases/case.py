@@ -28,14 +28,18 @@ class InStages:
         path: With ``{}`` for the stage, and for the block in it.
         depths: The number of blocks of each stage.
         halves: Whether the grid is halved from stage to stage.
+        flat: Whether the blocks of all stages lie in one list.
     """
 
     path: str
     depths: tuple[int, ...]
     halves: bool = True
+    flat: bool = False
 
     def format(self, index: int) -> str:
         """Of block `index`."""
+        if self.flat:
+            return self.path.format(index)
         stage = next(n for n in range(len(self.depths)) if index < sum(self.depths[: n + 1]))
         return self.path.format(stage, index - sum(self.depths[:stage]))
 

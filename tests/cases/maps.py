@@ -13,7 +13,7 @@ import torch
 from small_models import DEPTH
 from torch import Tensor, nn
 
-from .case import Case
+from .case import Case, InStages
 from .making import SIZES, cases_of
 
 GLOBAL = list(range(1, DEPTH))  # the one list that all models are built with, so that a test may change it
@@ -197,4 +197,43 @@ MAPS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     ),
 ]
 
-CASES: list[Case] = [case for args, differs in MAPS for case in cases_of(*args, **differs)]
+# Blocks 2 and 5 are global. Maps must be of whole windows, which its position embeddings repeat.
+SAM2: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "image_size": [32, 32],
+    "patch_stride": [4, 4],
+    "mlp_ratio": 1.5,
+    "blocks_per_stage": [4, 2],
+    "embed_dim_per_stage": [16, 32],
+    "num_attention_heads_per_stage": [2, 4],
+    "window_size_per_stage": [4, 2],
+    "global_attention_blocks": [2, 5],
+    "num_query_pool_stages": 1,
+    "window_positional_embedding_background_size": [2, 2],
+}
+_SAM2_VISION: dict[str, Any] = {
+    "backbone_config": {**SAM2, "model_type": "sam2_hiera_det_model"},
+    "backbone_channel_list": [32, 16],
+    "backbone_feature_sizes": [[8, 8], [4, 4]],
+    "fpn_hidden_size": 16,
+    "fpn_top_down_levels": [1],
+    "num_feature_levels": 2,
+}
+STAGED: list[Case] = [
+    Case(
+        name,
+        "SAM 2 vision (transformers)",
+        build,
+        InStages(f"{path}blocks.{{}}.attn", (4, 2), flat=True),
+        prefix=0,
+        patch=4,
+        others=((32, 64), (64, 32), (48, 80)),
+    )
+    for name, path, build in (
+        ("Sam2HieraDetModel", "", make.of("Sam2HieraDetModel", "Sam2HieraDetConfig", **SAM2)),
+        ("Sam2VisionModel", "backbone.", make.of("Sam2VisionModel", "Sam2VisionConfig", **_SAM2_VISION)),
+    )
+]
+
+CASES: list[Case] = [case for args, differs in MAPS for case in cases_of(*args, **differs)] + STAGED
