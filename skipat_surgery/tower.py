@@ -194,10 +194,10 @@ class Tower:
 
     def of_images(self, x: Tensor, images: Images) -> Tensor:
         """Tokens as a block sees them, the patches last, as those of whole images (B, N, D)."""
-        folded, grid = self.family.folded, self.layout(images)
-        if folded is None or not isinstance(grid, tuple):
+        folded = self.family.folded
+        if folded is None:
             return x
-        window = self.family.grid_in_blocks(self.module, grid)
+        window = self.family.grid_in_blocks(self.module, self.grid(images))  # type: ignore[arg-type]
         return tokens_of_images(x, folded.side(self.module), window, self.num_special_in_blocks)
 
     def patches_last(self, tokens: Tensor) -> Tensor:
