@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_what_is_compared_is_what_the_whole_model_shows(case: Case):
     found = outputs_of(model, tower, alone)
     if case.name == "timm vit, features only":  # which leaves the last norm out
         seen.tokens = tower.last_module()(seen.tokens)
-    torch.testing.assert_close(found.tokens, seen.tokens.float())
+    torch.testing.assert_close(found.tokens, tower.of_images(seen.tokens, alone).float())
     if "ForImageClassification" in type(model).__name__ or "ForVideoClassification" in type(model).__name__:
         torch.testing.assert_close(found.logits, output.logits.float())
     elif case.host != "transformers" and isinstance(task_of(model), Classification):
@@ -214,7 +215,8 @@ def test_a_model_is_built_for_another_image_size(case: Case, tmp_path):
     case.build().save_pretrained(tmp_path)
     built = loading.build(str(tmp_path), 64)
     tower = Tower.of(built)
-    shape, patches = tower.family.image_size(tower.module), 8 * 8
+    shape, grids = tower.family.image_size(tower.module), case.grids(torch.empty(1, 3, 64, 64))
+    patches = math.prod(grids[-1] if grids else (64 // case.sides[-1],) * 2)
     assert shape[-3:] == (3, 64, 64)
     if len(shape) == 4:
         patches *= shape[0] // case.sides[0]
