@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .family import Family, Grid, pair
+from .family import Family
 from .folded_windows import FoldedWindows
 from .transformers_shapes import SHAPE_D, transformers_family
-
-
-def _grid(tower: Any, height: int, width: int) -> Grid:
-    patch_height, patch_width = pair(tower.config.patch_size)
-    return height // patch_height, width // patch_width
 
 
 def _others(tower: Any, windowed: Sequence[int]) -> list[int]:
@@ -27,7 +22,7 @@ FOLDED_FAMILIES: tuple[Family, ...] = (
         ("RfDetrDinov2Backbone",),
         "RfDetrDinov2Layer",
         1,
-        **{**SHAPE_D, "embeddings": None, "image_to_grid": _grid},
+        **{**SHAPE_D, "embeddings": None},
         folded=FoldedWindows(lambda tower: tower.config.num_windows, "global_attention", within=False),
         global_blocks=lambda tower: _others(tower, tower.config.window_block_indexes),
     ),
@@ -37,7 +32,7 @@ FOLDED_FAMILIES: tuple[Family, ...] = (
         ("LwDetrViTBackbone",),
         "LwDetrViTLayer",
         0,
-        **{**SHAPE_D, "embeddings": None, "image_to_grid": _grid, "norm": "layernorm_before", "final_norm": None},
+        **{**SHAPE_D, "embeddings": None, "norm": "layernorm_before", "final_norm": None},
         folded=FoldedWindows(lambda tower: tower.config.num_windows_side, "window", within=True),
         global_blocks=lambda tower: _others(tower, tower.config.window_block_indices),
     ),
