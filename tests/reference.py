@@ -437,13 +437,13 @@ def paper_equations(
                 made = stages.like(z[index], made, places)
                 return (made, *output[1:]) if is_tuple else made
             if folded:
-                window = tuple(length // folded for length in grid)
-                own = prefix + window[0] * window[1]
-                z[index] = made.reshape(-1, own, made.shape[2])
+                in_window = tuple(length // folded for length in grid)
+                tokens = prefix + in_window[0] * in_window[1]
+                z[index] = made.reshape(-1, tokens, made.shape[2])
                 if index not in weights:
                     return None
                 x = (args[0] if args else kwargs["hidden_states"]).reshape(z[index].shape)
-                after = phi(weights[index], z[index - 1], prefix, window, x)
+                after = phi(weights[index], z[index - 1], prefix, in_window, x)
                 if index in attends:
                     after = torch.cat([z[index][:, :prefix], after[:, prefix:]], dim=1)
                 z[index], made = after, after.reshape(made.shape)

@@ -49,8 +49,9 @@ def cut_of(stock: nn.Module, skip: Iterable[int] = SKIP, phi: PhiConfig | None =
 
 
 def cases_that_use(request: pytest.FixtureRequest) -> list[Case]:
-    """The cases of the chosen tests that use the fixture that asks, but for those that the host is too old for."""
-    items = [item for item in request.session.items if request.fixturename in getattr(item, "fixturenames", ())]
+    """The cases of the chosen tests of a module whose fixture asks, but for those that the host is too old for."""
+    own = [item for item in request.session.items if item.nodeid.startswith(f"{request.node.nodeid}::")]
+    items = [item for item in own if request.fixturename in getattr(item, "fixturenames", ())]
     cases = {item.callspec.params["case"].name: item.callspec.params["case"] for item in items}  # type: ignore
     return [case for case in cases.values() if not case.is_too_new]
 
