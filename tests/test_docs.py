@@ -138,7 +138,7 @@ def test_the_loop_of_the_guide_runs_on_two_processes(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     command = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", "2", "loop.py"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 processes") == 2, done.stdout

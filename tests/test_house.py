@@ -6,6 +6,7 @@ import ast
 import graphlib
 import importlib
 import pkgutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,16 @@ def test_arrows_point_one_way(name):
 def test_nothing_imports_in_a_circle():
     order = graphlib.TopologicalSorter({name: imported(name) for name in NAMES}).static_order()
     assert len(list(order)) == len(NAMES)
+
+
+def test_no_module_that_tests_import_hides_another():
+    root = PACKAGE.parent
+    names = Counter(
+        path.stem
+        for room in ("tests", "tests/contract", "benchmarks", "examples")
+        for path in (root / room).glob("*.py")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_a_checkpoint_carries_core_and_nothing_else(tmp_path):

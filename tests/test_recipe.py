@@ -80,14 +80,14 @@ def launch(output: Path, processes: int = 1, **arguments: object) -> subprocess.
         env=ON_CPU,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         check=False,
     )
 
 
 def script(name: str, *options: str) -> subprocess.CompletedProcess[str]:
     given = [sys.executable, str(ROOT / name), *options]
-    return subprocess.run(given, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(given, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
 
 
 def results(output: Path) -> dict:
@@ -311,7 +311,7 @@ def run_in_process(output: Path, **arguments: object) -> subprocess.CompletedPro
         for part in (f"--{name}", value)
     ]
     recipe = [sys.executable, str(ROOT / "recipes" / "distill.py")]
-    return subprocess.run([*recipe, *given], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run([*recipe, *given], cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
 
 
 def refused(output: Path, message: str, **arguments: object) -> None:
@@ -501,7 +501,7 @@ def test_nothing_is_written_before_everything_is_checked(tmp_path):
         """
         python = [sys.executable, "-c", textwrap.dedent(code), "--model", "digits", *given]
         done = subprocess.run(
-            python, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+            python, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False
         )
         assert done.returncode == 2, done.stderr
         assert "allowed are 1 to 11" in done.stderr

@@ -1,6 +1,6 @@
 """The recipe on 1, 2 and 4 processes, with the same images in each step: the same model, and what each process holds.
 
-    python benchmarks/processes.py
+    python benchmarks/several_processes.py
 
 On CPUs, by torchrun. With one seed and the joint batch alike, the distilled weights may differ by rounding alone.
 """
