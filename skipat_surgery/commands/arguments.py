@@ -42,6 +42,11 @@ class Columns:
     """How the data set is read."""
 
     dataset_config: str | None = option(None, "Configuration of a data set that has several.")
+    streaming: bool = option(
+        False,
+        "Read the images to train on as they come, as of shards on the Hub or in WebDataset's format, without a copy "
+        "here; what is measured on is then the first eval_images.",
+    )
     train_split: str | None = option(None, "Split to distil on; found when left out.")
     eval_split: str | None = option(None, "Split to measure on; found when left out.")
     image_column: str | None = option(None, "Column of images; found when left out.")

@@ -16,7 +16,7 @@ from ..tasks.labels import NO_LABEL
 from .classes import in_order
 from .decoding import decode
 
-LABEL_NAMES = ("label", "labels", "target", "targets", "class", "category")
+LABEL_NAMES = ("label", "labels", "target", "targets", "class", "cls", "category")
 MAP_NAMES = (
     *("mask", "masks", "segmentation_mask", "segmentation", "annotation", "annotations"),
     *("depth", "depth_map", "label", "labels", "target"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from .layouts import CANONICAL
 from .maps import Maps
 from .objects import OBJECTS, ObjectLists, as_objects, find_objects
 from .reading import Found, read
+from .streaming import ImageStream
 from .summary import Part, Shown, summarised
 
 EVAL_SPLITS = ("validation", "valid", "val", "test")
@@ -36,6 +37,7 @@ class ImageData:
         train_labels: How many of the rows to distil on have a label.
         summary: Splits, columns, classes and counts, files found and used, and what may not be what is wanted.
         maps: How the labels are read, where they are maps.
+        stream: All rows to distil on, as they come; the rows above are then the first of them.
     """
 
     train: Dataset
@@ -45,10 +47,11 @@ class ImageData:
     train_labels: int
     summary: str
     maps: Maps | None = None
+    stream: ImageStream | None = None
 
 
 def load_image_data(
-    name: str | DatasetDict,
+    name: str | DatasetDict | Found,
     config_name: str | None = None,
     train_split: str | None = None,
     eval_split: str | None = None,
@@ -62,7 +65,7 @@ def load_image_data(
 
     Args:
         name: Anything ``datasets.load_dataset`` takes: a Hub id, a folder of images, a folder or a file of tables; or
-            a folder that ``save_to_disk`` wrote; or splits that are loaded already.
+            a folder that ``save_to_disk`` wrote; or splits that are loaded already, or were read.
         config_name: The configuration of a data set that has several.
         train_split: The split to distil on; ``train``, or the only one, when left out.
         eval_split: The split to evaluate on; when left out, ``validation`` or ``test``, or else every tenth image of
@@ -79,10 +82,11 @@ def load_image_data(
     """
     if isinstance(name, DatasetDict):
         found, place = Found("given", {str(split): [rows] for split, rows in name.items()}), "the data set"
+    elif isinstance(name, Found):
+        found, place = name, "the data set"
     else:
         found, place = read(name, config_name), name
-    train_split = _split(train_split, found, place) or ("train" if "train" in found.splits else _only(found, place))
-    eval_split = _split(eval_split, found, place) or next((s for s in EVAL_SPLITS if s in found.splits), train_split)
+    train_split, eval_split = chosen_splits(train_split, eval_split, found.splits, place)
     names = dict.fromkeys((train_split, eval_split))
     parts = {split: _parts(found, split, image_column, label_column, place, maps) for split in names}
     every = [part for split in names for part in parts[split]]
@@ -102,6 +106,18 @@ def load_image_data(
         _check_maps(evaluation, maps, place)
     label = (LABEL if maps is None else MAP) if train_labels or eval_labels else None
     return ImageData(train, evaluation, IMAGE, label, train_labels, summary, maps)
+
+
+def chosen_splits(
+    train_split: str | None, eval_split: str | None, splits: Collection[str], place: str
+) -> tuple[str, str]:
+    """The split to train on, and the one to measure on, which is the same where there is no other.
+
+    Raises:
+        ValueError: There is no such split, or it is not clear which.
+    """
+    train = _split(train_split, splits, place) or ("train" if "train" in splits else _only(splits, place))
+    return train, _split(eval_split, splits, place) or next((s for s in EVAL_SPLITS if s in splits), train)
 
 
 def _parts(
@@ -193,16 +209,16 @@ def _divided(rows: Dataset, place: str) -> tuple[Dataset, Dataset]:
     return halves["train"], halves["test"]
 
 
-def _split(given: str | None, found: Found, place: str) -> str | None:
+def _split(given: str | None, splits: Collection[str], place: str) -> str | None:
     """The name of a split that was asked for, also by another of its usual names."""
-    if given is None or given in found.splits:
+    if given is None or given in splits:
         return given
-    if CANONICAL.get(given) in found.splits:
+    if CANONICAL.get(given) in splits:
         return CANONICAL[given]
-    raise ValueError(f"{place} has no split {given!r}; it has {sorted(found.splits)}")
+    raise ValueError(f"{place} has no split {given!r}; it has {sorted(splits)}")
 
 
-def _only(found: Found, place: str) -> str:
-    if len(found.splits) != 1:
-        raise ValueError(f"{place} has no split 'train' but {sorted(found.splits)}; name one with --train_split")
-    return next(iter(found.splits))
+def _only(splits: Collection[str], place: str) -> str:
+    if len(splits) != 1:
+        raise ValueError(f"{place} has no split 'train' but {sorted(splits)}; name one with --train_split")
+    return next(iter(splits))

@@ -31,6 +31,7 @@ from ..convert.finite import check_weights
 from ..convert.optimizers import freeze_untouched
 from ..convert.settings import TrainingConfig
 from ..convert.solve import check_enough
+from ..convert.stream import Streamed
 from ..convert.training import Progress, Training
 from ..core.config import SkipatConfig
 from ..tasks.finding import give_task
@@ -77,9 +78,11 @@ class Recipe:
         self.host = load_model(args.model, self.accelerator, self.output.folder, args.task, args.texts)
         self.original = self.host.model.to(self.accelerator.device)
         self.student = self.cut_copy()
-        self.data = load_labelled(self.host, asdict(args))
+        self.data = load_labelled(self.host, asdict(args) | asdict(config))
         if config.label_weight and not (self.host.num_classes and self.data.train_labels):
             raise ValueError("label_weight needs a model with classes and a data set with labels: leave it 0")
+        if config.label_weight and self.data.stream is not None:
+            raise ValueError("label_weight reads the labels of all images first, and a stream is not: leave one out")
         self.teacher = self.original
         if args.teacher:
             other = loading.load(args.teacher)
@@ -123,9 +126,10 @@ class Recipe:
         whole = not host.takes_any_size
         crop = images.training_crop(host.image_size, config.min_crop_scale) if whole else None
         augment = crop or images.PartOfImage(config.min_crop_scale)
-        learned = data.label_column if data.maps is None else None
+        learned = data.label_column if data.maps is None and data.stream is None else None
         columns = data.image_column, learned, host.image_mode
-        self.train_items = images.ImageItems(data.train, *columns, augment=augment, seed=config.seed)
+        items = images.ImageItems(data.train, *columns, augment=augment, seed=config.seed)
+        self.train_items = items if data.stream is None else Streamed(data.stream.epoch, items.item)
         columns = data.image_column, data.label_column, host.image_mode
         self.eval_items = images.ImageItems(data.evaluation, *columns, maps=data.maps)
         labelled = bool(data.label_column)

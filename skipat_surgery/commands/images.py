@@ -49,7 +49,10 @@ class ImageItems(torch.utils.data.Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[PIL.Image.Image | None, Any]:
         position, index = key if isinstance(key, tuple) else (0, key)
-        row = self.data[int(index)]
+        return self.item(position, self.data[int(index)])
+
+    def item(self, position: int, row: dict[str, Any]) -> tuple[PIL.Image.Image | None, Any]:
+        """What becomes of a row at a position in the run."""
         image = decode(row[self.image_column], self.mode)
         if image is not None and self.augment is not None:
             with torch.random.fork_rng(devices=[]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from torch.utils.data import DataLoader
 from ..observing import evaluating, outputs_of
 from ..tasks.finding import NAMED, give_task, task_named
 from ..tower import Tower
-from . import digits, images, loading
+from . import digits, images, loading, streaming
 from .classes import count_of, names_of
-from .data import ImageData, load_image_data
+from .data import ImageData, chosen_splits, load_image_data
 from .loading import LoadedModel
 from .maps import Maps, maps_of
 from .texts import parse_texts, zero_shot
@@ -158,6 +159,8 @@ def load_labelled(host: LoadedModel, given: Mapping[str, Any]) -> ImageData:
     """
     maps = maps_of(host, given.get("ignore_index"), given.get("depth_scale", 1.0), given.get("box_format", "xywh"))
     labels = given["label_column"] if host.task is not None and host.task.labelled_by else "none"
+    if given.get("streaming"):
+        return load_stream(host, given, maps, labels)
     return load_data(
         given["dataset"],
         count_of(host.model),
@@ -169,6 +172,26 @@ def load_labelled(host: LoadedModel, given: Mapping[str, Any]) -> ImageData:
         class_names=names_of(host.model),
         maps=maps,
     )
+
+
+def load_stream(host: LoadedModel, given: Mapping[str, Any], maps: Maps | None, labels: str | None) -> ImageData:
+    """The images that a command names, of which those to train on are read as they come.
+
+    Args:
+        host: The model.
+        given: The arguments of the command, and the settings of the training.
+        maps: How the labels are read, where they are maps.
+        labels: The column of labels.
+    """
+    name = given["dataset"]
+    splits = streaming.open_stream(name, given["dataset_config"])
+    chosen = chosen_splits(given["train_split"], given["eval_split"], splits, name)
+    kept = max(given["solve_images"], given["refit_images"], given["align_steps"] * given["batch_size"], 1)
+    counts = kept, given["eval_images"]
+    found, stream = streaming.read_stream(name, splits, chosen, given["image_column"], counts, given["seed"])
+    classes = count_of(host.model), names_of(host.model)
+    data = load_image_data(found, None, "train", "test", given["image_column"], labels, *classes, maps)
+    return replace(data, stream=stream)
 
 
 def unlabelled(host: LoadedModel, data: ImageData, count: int, batch_size: int, seed: int) -> DataLoader:

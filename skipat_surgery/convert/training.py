@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -25,7 +26,7 @@ from .optimizers import optimizers
 from .rates import STEPS, probe
 from .settings import TrainingConfig
 from .sharing import outputs_of_both, train_mode
-from .stream import Stream
+from .stream import Share, Stream, Streamed
 
 
 class Training:
@@ -103,16 +104,19 @@ class Training:
         """The model to measure and save: the moving average where there is one."""
         return self.plain if self.ema is None else self.ema.module
 
-    def loader(self, items: torch.utils.data.Dataset, collate: Callable[[Any], Any]) -> DataLoader:
+    def loader(self, items: torch.utils.data.Dataset | Streamed, collate: Callable[[Any], Any]) -> DataLoader:
         """The batches from the present step to the last, this process's share."""
-        config = self.config
-        per_step = config.batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+        config, accelerator = self.config, self.accelerator
+        per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         total, start = config.max_steps * per_step, self.progress.step * per_step
+        given: dict[str, Any] = {"collate_fn": collate, "num_workers": config.num_workers, "drop_last": True}
+        if isinstance(items, Streamed):
+            places = accelerator.process_index, accelerator.num_processes
+            loader = DataLoader(Share(items, start, total, config.batch_size, *places), config.batch_size, **given)
+            # A share is one process's own already.
+            return prepare_data_loader(loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True)
         stream = Stream(len(items), total, config.seed, start)  # type: ignore[arg-type]
-        loader = DataLoader(
-            items, config.batch_size, sampler=stream, collate_fn=collate, num_workers=config.num_workers, drop_last=True
-        )
-        return self.accelerator.prepare(loader)
+        return accelerator.prepare(DataLoader(items, config.batch_size, sampler=stream, **given))
 
     def fit(
         self, loader: DataLoader, measure: Callable[[int], None], save: Callable[[int], None] | None = None
