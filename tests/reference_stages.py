@@ -27,9 +27,11 @@ def places(block: Any, grid: tuple[int, ...]) -> Tensor:
     The map is moved up and to the left by the shift, what leaves it comes in again on the other side, and then windows
     that fit no more are filled up at the bottom and on the right. transformers fills up first.
     """
-    (high, wide), (down, right) = _pair(block.window_size), _pair(block.shift_size)
     height, width = grid
     table = torch.arange(height * width).view(grid)
+    if not hasattr(block, "window_size"):  # Florence-2's, which gives its MSA the map, and takes the map from it
+        return table.flatten()[None]
+    (high, wide), (down, right) = _pair(block.window_size), _pair(getattr(block, "shift_size", 0))
     filling = (0, -width % wide, 0, -height % high)
     table = F.pad(table, filling, value=height * width) if _fills_first(block) else table
     table = torch.cat([table[down:], table[:down]])
@@ -47,9 +49,9 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def tokens(made: Tensor, places: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """What an MSA is given or gives, (B·n, w, D), as tokens (B, H·W, D)."""
-    by_place = made.reshape(-1, places.numel(), made.shape[2])
-    out = made.new_zeros(by_place.shape[0], grid[0] * grid[1] + 1, made.shape[2])
+    """What an MSA is given or gives, (B·n, w, D) or a map, as tokens (B, H·W, D)."""
+    by_place = made.reshape(-1, places.numel(), made.shape[-1])
+    out = made.new_zeros(by_place.shape[0], grid[0] * grid[1] + 1, made.shape[-1])
     return out.index_copy(1, places.flatten(), by_place)[:, :-1]
 
 

@@ -52,6 +52,7 @@ class Stages:
         between: From the tower, the number of a stage, what its last block gave, and what that was given beside X, what
             the next stage begins with.
         residual: Whether to that is added what the stage began with. Then no patches are merged between stages.
+        merges: Path of a sequence of what makes the maps of all stages, where these do not hold it.
     """
 
     path: str
@@ -62,6 +63,7 @@ class Stages:
     windows: Callable[[Any], Windows]
     between: Callable[[Any, int, Tensor, tuple[Any, ...]], Tensor]
     residual: bool = False
+    merges: str | None = None
 
 
 def merged(grid: tuple[int, ...], side: int = 2) -> tuple[int, ...]:

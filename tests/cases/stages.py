@@ -46,6 +46,8 @@ def timm_cases(family: str, name: str, path: str, settings: dict[str, Any], **va
     ]
 
 
+BART_PART: dict[str, Any] = {"layers": 1, "ffn_dim": 48, "attention_heads": 4}
+
 TIMM: list[Case] = [
     # The second stage is one window, which is not shifted.
     *timm_cases("Swin", "swin_tiny_patch4_window7_224", "layers", {}, **{", whole windows": {"window_size": 4}}),
@@ -127,4 +129,58 @@ RESTORATION: list[Case] = [
     for head, path, differs in HEADS
 ]
 
-CASES: list[Case] = [*TRANSFORMERS, *RESTORATION, *TIMM]
+# A block attends within windows first, and then over channels; half of its convolutions' patches overlap.
+FLORENCE: dict[str, Any] = {
+    "depths": DEPTHS,
+    "embed_dim": (16, 32),
+    "num_heads": (2, 4),
+    "num_groups": (2, 4),
+    "patch_size": (7, 3),
+    "patch_stride": (4, 2),
+    "patch_padding": (3, 1),
+    "patch_prenorm": (False, True),
+    "window_size": 3,
+    "mlp_ratio": 1.5,
+    "drop_path_rate": 0.0,
+    "projection_dim": 32,
+    "image_size": 32,
+}
+BART: dict[str, Any] = {
+    "model_type": "bart",
+    "d_model": 32,
+    "vocab_size": 50,
+    "max_position_embeddings": 32,
+    **{f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in BART_PART.items()},
+}
+DUAL: list[Case] = [
+    Case(
+        name,
+        "Florence-2 vision (transformers)",
+        build,
+        InStages(f"{path}blocks.{{}}.{{}}.spatial_block.window_attn", DEPTHS),
+        **STAGED,
+        **differs,
+    )
+    for name, build, path, differs in (
+        (
+            "Florence2VisionBackbone",
+            make.of("Florence2VisionBackbone", "Florence2VisionConfig", **FLORENCE),
+            "",
+            {"others": ((32, 64), (64, 32), (48, 40)), "given": lambda images: {"hidden_states": images}},
+        ),
+        *(
+            (
+                name,
+                make.of(name, "Florence2Config", vision_config=FLORENCE, text_config=BART, image_token_id=9),
+                path,
+                {"inputs": make.places_for(17)},
+            )
+            for name, path in (
+                ("Florence2Model", "vision_tower."),
+                ("Florence2ForConditionalGeneration", "model.vision_tower."),
+            )
+        ),
+    )
+]
+
+CASES: list[Case] = [*TRANSFORMERS, *RESTORATION, *DUAL, *TIMM]

@@ -55,7 +55,7 @@ def test_every_parameter_gets_the_gradient_of_the_equations(case: Case) -> None:
     with equations(case, stock, cut, images, weights):
         expected = gradients(case, stock, images)
     for index, named in weights.items():
-        block = case.msa.format(index).rpartition(".")[0]
+        block = case.block(index)
         expected |= {f"{block}.phi.{name}": w.grad for name, w in named.items() if w.grad is not None}
     dropped = expected.keys() - found.keys()
     assert all(expected[name].abs().max() == 0 for name in dropped)  # the equations do not depend on them
@@ -90,7 +90,7 @@ def test_checkpointing_runs_the_blocks_again(case: Case) -> None:
         pytest.skip("the stock model has no checkpointing")
     skip_unless_trainable(case, gradients(case, cut, case.images()))
     calls = []
-    cut.get_submodule(case.msa.format(3).rpartition(".")[0]).phi.register_forward_hook(lambda *args: calls.append(1))
+    cut.get_submodule(case.block(3)).phi.register_forward_hook(lambda *args: calls.append(1))
     with checkpointing(case, cut, False):
         gradients(case, cut, case.images())
     assert len(calls) in (2, 3)  # Swin checkpoints its stages too, and again a block within one
