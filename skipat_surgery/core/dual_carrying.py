@@ -1,8 +1,8 @@
 """What the blocks of DaViTs need on top of `carrying`: each attends within windows of its map, and then over channels.
 
-The second is no MSA over tokens, and stays. Z is what the first gives, on the map, so that it fits the first of the next
-block, past the second of its own. Their forward adds convolutions of the map on the way to the MSA, which nothing leads
-a Z past. So a block that hands its Z on and one that is skipped have a forward of their own, of the same steps.
+The second is no MSA over tokens, and stays. Z is what the first gives, on the map, so that it fits the first of the
+next block, past the second of its own. Their forward adds convolutions of the map on the way to the MSA, which nothing
+leads a Z past. So a block that hands its Z on and one that is skipped have a forward of their own, of the same steps.
 
 Source: transformers, ``Florence2VisionSpatialBlock.forward``, and timm, ``davit.SpatialBlock.forward``, whose code this
 is.
@@ -25,7 +25,7 @@ class DualBlock(Grafted):
 
     def forward(self, x: Tensor) -> Tensor:
         spatial, over_channels = _parts(self)
-        grid = x.shape[2:]
+        grid = (x.shape[2], x.shape[3])
         tokens = _convolved(spatial, 1, x).flatten(2).transpose(1, 2)
         z = self.attend(spatial, boxed_like(x, spatial.norm1(tokens)), grid)
         tokens = tokens + spatial.drop_path1(z)

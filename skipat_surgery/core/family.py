@@ -119,6 +119,10 @@ class Family:
             return tower.get_submodule(self.blocks)  # type: ignore[return-value]
         return nn.ModuleList(map(tower.get_submodule, self.block_paths(tower)))
 
+    def has_msa(self, block: nn.Module) -> bool:
+        """Whether a block has something in the slot of its MSA."""
+        return any(path == self.attention for path, _ in block.named_modules())
+
     def block_paths(self, tower: nn.Module) -> list[str]:
         """Where the blocks are, from the tower, in order."""
         owners = [self.blocks] if self.stages is None else [self._within(path) for path in self.stage_paths(tower)]

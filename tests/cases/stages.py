@@ -48,11 +48,37 @@ def timm_cases(family: str, name: str, path: str, settings: dict[str, Any], **va
 
 BART_PART: dict[str, Any] = {"layers": 1, "ffn_dim": 48, "attention_heads": 4}
 
+
+def davit_cases(family: str, name: str, part: str) -> list[Case]:
+    """Cases of one family, in whose blocks a part attends within windows, and the next over channels."""
+    settings = {
+        "depths": DEPTHS,
+        "embed_dims": (16, 32),
+        "num_heads": (2, 4),
+        "window_size": 3,
+        "mlp_ratio": 1.5,
+        "num_classes": 5,
+        "pretrained_cfg_overlay": {"input_size": (3, 32, 32)},
+    }
+    return [
+        Case(
+            f"timm {family.lower()}{also}",
+            f"{family} (timm)",
+            lambda: timm.create_model(name, **settings),
+            InStages(f"stages.{{}}.blocks.{{}}.{part}.attn", DEPTHS),
+            **{**STAGED, **differs},
+        )
+        for also, differs in (("", {}), (", any size", SIZES))
+    ]
+
+
 TIMM: list[Case] = [
     # The second stage is one window, which is not shifted.
     *timm_cases("Swin", "swin_tiny_patch4_window7_224", "layers", {}, **{", whole windows": {"window_size": 4}}),
     *timm_cases("Swin v2", "swinv2_tiny_window8_256", "layers", FILLED),
     *timm_cases("Swin v2 CR", "swinv2_cr_tiny_224", "stages", FILLED),
+    *davit_cases("DaViT", "davit_tiny", "0"),
+    *davit_cases("DaViT with named blocks", "davit_base_fl", "spatial_block"),
 ]
 
 SWIN: dict[str, Any] = {**SHAPE, "image_size": 32, "patch_size": 4, "window_size": 3, "num_labels": 5}
@@ -162,11 +188,14 @@ DUAL: list[Case] = [
         **differs,
     )
     for name, build, path, differs in (
-        (
-            "Florence2VisionBackbone",
-            make.of("Florence2VisionBackbone", "Florence2VisionConfig", **FLORENCE),
-            "",
-            {"others": ((32, 64), (64, 32), (48, 40)), "given": lambda images: {"hidden_states": images}},
+        *(
+            (
+                f"Florence2VisionBackbone{also}",
+                make.of("Florence2VisionBackbone", "Florence2VisionConfig", **FLORENCE),
+                "",
+                {"others": others, "given": lambda images: {"hidden_states": images}},
+            )
+            for also, others in (("", ()), (", any size", ((32, 64), (64, 32), (48, 40))))
         ),
         *(
             (
