@@ -21,14 +21,24 @@ def grids_of(depths: tuple[int, ...], grid: tuple[int, ...], halves: bool = True
     return found
 
 
-def places(block: Any, grid: tuple[int, ...]) -> Tensor:
+def in_blocks(block: Any) -> bool:
+    """Whether hidden states lie in windows (B, T, N, D) all the time, as in NesT."""
+    return type(block).__module__.endswith(".nest")
+
+
+def places(block: Any, grid: tuple[int, ...], made: Tensor | None = None) -> Tensor:
     """(n, w), the place on the map of each place of each window of a block; H·W where one is beyond its edges.
 
     The map is moved up and to the left by the shift, what leaves it comes in again on the other side, and then windows
-    that fit no more are filled up at the bottom and on the right. transformers fills up first.
+    that fit no more are filled up at the bottom and on the right. transformers fills up first. The windows of NesT are
+    squares of as many places as what an MSA made of them has.
     """
     height, width = grid
     table = torch.arange(height * width).view(grid)
+    if in_blocks(block):
+        assert made is not None
+        side = next(side for side in range(1, made.shape[2] + 1) if side * side == made.shape[2])
+        return torch.stack([part.flatten() for rows in table.split(side) for part in rows.split(side, dim=1)])
     if not hasattr(block, "window_size"):  # Florence-2's, which gives its MSA the map, and takes the map from it
         return table.flatten()[None]
     (high, wide), (down, right) = _pair(block.window_size), _pair(getattr(block, "shift_size", 0))

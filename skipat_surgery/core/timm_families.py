@@ -120,7 +120,6 @@ REFUSED: dict[str, str] = {
         "hiera": "its tokens lie in the order of the units within which they attend, not on a grid",
         "hieradet_sam2": "its blocks attend within windows, and where a stage begins its MSA itself merges patches",
         "mvitv2": "its MSA pools queries, keys and values by convolutions and adds the queries to its output",
-        "nest": "its tokens lie in blocks of the image, within which they attend, not on a grid",
         "pvt_v2": "in all stages but the last its keys are of fewer tokens, so that little is left to save",
         "twins": "its attentions are over fewer keys, and in the SVT kind by turns within windows",
         "volo": "its first stage has no keys (outlook attention), and its plain blocks lie behind it in other lists",

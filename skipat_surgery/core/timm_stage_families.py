@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,9 +12,11 @@ from .dual_carrying import SkippedDualBlock, TappedDualBlock
 from .dual_carrying import windows_of as windows_of_dual
 from .family import Family, Grid, pair
 from .map_carrying import FirstChannelsFirstBlock, FirstMapBlock
+from .nest_carrying import FirstNestLayer, SkippedNestLayer, TappedNestLayer, pooled
 from .stage_carrying import NoWindows, TappedWindows, windows_of
 from .stages import Stages
 from .timm_shapes import timm_family
+from .windows import Windows
 
 
 def _swin_grid(tower: Any, height: int, width: int) -> Grid:
@@ -44,11 +47,16 @@ def _swin(name: str, module: str, prefix: str, path: str, takes_z: str, **differ
             first=FirstMapBlock,
             attended=TappedWindows,
             skipped=NoWindows,
-            windows=windows_of,
+            windows=lambda tower, block: windows_of(block),
             between=merged,
         ),
         **differs,
     )
+
+
+def _doubles(widths: Sequence[int]) -> bool:
+    """Whether each stage is twice as wide as the one before it."""
+    return all(wider == 2 * width for width, wider in pairwise(widths))
 
 
 def _davit_size(tower: Any) -> tuple[int, int, int]:
@@ -67,7 +75,7 @@ def _refuse_davit(tower: Any) -> str | None:
         return "its blocks do not attend within windows first, and then over channels; leave attn_types as it is"
     widths = [info["num_chs"] for info in tower.feature_info]
     sides = [stage.downsample.conv.kernel_size[0] for stage in tower.stages[1:]]
-    if all(side == 2 or side % 2 for side in sides) and all(b == 2 * a for a, b in pairwise(widths)):
+    if all(side == 2 or side % 2 for side in sides) and _doubles(widths):
         return None
     return (
         "Φ is made for maps that are half as high and wide, rounded up, and twice as wide in D from stage to stage, as "
@@ -98,10 +106,15 @@ def _davit(name: str, part: str) -> Family:
             first=FirstChannelsFirstBlock,
             attended=TappedDualBlock,
             skipped=SkippedDualBlock,
-            windows=windows_of_dual,
+            windows=lambda tower, block: windows_of_dual(block),
             between=lambda tower, stage, x, args: tower.stages[stage + 1].downsample(x),
         ),
     )
+
+
+def _refuse_nest(tower: Any) -> str | None:
+    widths = [info["num_chs"] for info in tower.feature_info]
+    return None if _doubles(widths) else "Φ is made for levels of which each is twice as wide as the one before it"
 
 
 STAGE_FAMILIES: tuple[Family, ...] = (
@@ -111,4 +124,24 @@ STAGE_FAMILIES: tuple[Family, ...] = (
     _swin("Swin v2 CR", "swin_transformer_v2_cr", "SwinTransformerV2Cr", "stages", "norm1", final_norm=None),
     _davit("DaViT", "0"),
     _davit("DaViT with named blocks", "spatial_block"),
+    timm_family(
+        "NesT",
+        "nest",
+        "Nest",
+        "TransformerLayer",
+        blocks="transformer_encoder",
+        width=lambda tower: tower.feature_info[0]["num_chs"],
+        num_prefix_tokens=lambda tower: 0,
+        refuse=_refuse_nest,
+        stages=Stages(
+            path="levels",
+            takes_z="drop_path1",
+            first=FirstNestLayer,
+            attended=TappedNestLayer,
+            skipped=SkippedNestLayer,
+            windows=lambda tower, block: Windows.square(tower.block_size),
+            between=lambda tower, stage, x, args: pooled(tower.levels[stage + 1], x),
+            in_windows=True,
+        ),
+    ),
 )

@@ -70,7 +70,7 @@ def _swin(name: str, module: str, prefix: str, *, post_norm: bool = False, **dif
         first=FirstLayer,
         attended=TappedLayer,
         skipped=SkippedLayer,
-        windows=windows_of,
+        windows=lambda tower, block: windows_of(block),
         between=_merged,
     )
     shape: dict[str, Any] = {
@@ -127,7 +127,7 @@ STAGE_FAMILIES: tuple[Family, ...] = (
             first=FirstChannelsFirstBlock,
             attended=TappedDualBlock,
             skipped=SkippedDualBlock,
-            windows=windows_of_dual,
+            windows=lambda tower, block: windows_of_dual(block),
             between=lambda tower, stage, x, args: tower.convs[stage + 1](x),
             merges="convs",
         ),

@@ -46,6 +46,18 @@ def timm_cases(family: str, name: str, path: str, settings: dict[str, Any], **va
     ]
 
 
+@timm.models.register_model
+def small_nest(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A NesT of any shape, which timm builds in fixed ones."""
+    return timm.models.build_model_with_cfg(timm.models.nest.Nest, "small_nest", pretrained, **kwargs)
+
+
+def of_nest(name: str, **differs: Any) -> Callable[[], nn.Module]:
+    """A NesT of two levels, the first of 4 windows of 4×4 patches."""
+    settings = {"embed_dims": (16, 32), "num_heads": (2, 4), "depths": DEPTHS, "num_levels": 2, "img_size": 32}
+    return lambda: timm.create_model(name, **{**settings, "mlp_ratio": 1.5, "num_classes": 5, **differs})
+
+
 BART_PART: dict[str, Any] = {"layers": 1, "ffn_dim": 48, "attention_heads": 4}
 
 
@@ -79,6 +91,13 @@ TIMM: list[Case] = [
     *timm_cases("Swin v2 CR", "swinv2_cr_tiny_224", "stages", FILLED),
     *davit_cases("DaViT", "davit_tiny", "0"),
     *davit_cases("DaViT with named blocks", "davit_base_fl", "spatial_block"),
+    Case(
+        "timm nest",
+        "NesT (timm)",
+        of_nest("small_nest"),
+        InStages("levels.{}.transformer_encoder.{}.attn", DEPTHS),
+        **STAGED,
+    ),
 ]
 
 SWIN: dict[str, Any] = {**SHAPE, "image_size": 32, "patch_size": 4, "window_size": 3, "num_labels": 5}
