@@ -31,7 +31,7 @@ OF_TIMM = ("timm swin", "timm swin v2", "timm swin v2 cr")
 of_timm_alone = pytest.mark.parametrize("name", OF_TIMM)
 DUAL = ("timm davit", "timm davit with named blocks", "Florence2VisionBackbone")
 SWINS = (*OF_TIMM, "SwinModel", "Swinv2Model", "DonutSwinModel", "Swin2SRModel")
-every_tower = pytest.mark.parametrize("name", [*SWINS, *DUAL])
+every_tower = pytest.mark.parametrize("name", [*SWINS, *DUAL, "timm nest"])
 # Blocks 1, 2 and 4 to 6 can be skipped; the grids are 9×11, 5×6 and 3×3, and windows of 3×3 are shifted by one.
 DEPTHS = {"depths": (3, 4, 1), "num_heads": (2, 4, 4), "img_size": (36, 44)}
 THREE = Case(

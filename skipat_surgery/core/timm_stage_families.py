@@ -114,7 +114,12 @@ def _davit(name: str, part: str) -> Family:
 
 def _refuse_nest(tower: Any) -> str | None:
     widths = [info["num_chs"] for info in tower.feature_info]
-    return None if _doubles(widths) else "Φ is made for levels of which each is twice as wide as the one before it"
+    if _doubles(widths):
+        return None
+    return (
+        "Φ is made for levels of which each is twice as wide as the one before it, as in all NesTs of timm; give it "
+        "embed_dims that double"
+    )
 
 
 STAGE_FAMILIES: tuple[Family, ...] = (
