@@ -9,7 +9,7 @@ import reference_stages
 import timm
 import torch
 from cases import Case, InStages, case_named
-from cases.stages import FLORENCE
+from cases.dual import FLORENCE
 from models import assert_same, cut_of
 from reference import paper_equations, phi_weights
 from torch import Tensor, nn

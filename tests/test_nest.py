@@ -6,7 +6,8 @@ import pytest
 import timm
 import torch
 from cases import Case, InStages
-from cases.stages import STAGED, of_nest
+from cases.dual import of_nest
+from cases.stages import STAGED
 from models import assert_same, cut_of, equations
 from reference import paper_equations, phi_weights
 from torch import Tensor, nn

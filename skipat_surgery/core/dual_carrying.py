@@ -2,7 +2,8 @@
 
 The second is no MSA over tokens, and stays. Z is what the first gives, on the map, so that it fits the first of the
 next block, past the second of its own. Their forward adds convolutions of the map on the way to the MSA, which nothing
-leads a Z past. So a block that hands its Z on and one that is skipped have a forward of their own, of the same steps.
+leads a Z past. So a block that hands its Z on and one that is skipped have a forward of their own, of the same steps,
+which calls what is in the first part, and not that part as a whole.
 
 Source: transformers, ``Florence2VisionSpatialBlock.forward``, and timm, ``davit.SpatialBlock.forward``, whose code this
 is.
@@ -48,7 +49,7 @@ class TappedDualBlock(DualBlock):
         if _is_florence(spatial):  # whose MSA lays them out itself
             z = box.z = spatial.window_attn(x)
             return z
-        windows = windows_of(self)
+        windows = dual_windows(self)
         z = box.z = windows.tokens(spatial.attn(windows.partition(x).flatten(1, 2)), grid)
         return z
 
@@ -61,7 +62,7 @@ class SkippedDualBlock(DualBlock):
         return (spatial.window_attn if _is_florence(spatial) else spatial.attn)(x)
 
 
-def windows_of(block: Any) -> Windows:
+def dual_windows(block: Any) -> Windows:
     """The windows of an attended block."""
     spatial, _ = _parts(block)
     return Windows(pair(spatial.window_attn.window_size if _is_florence(spatial) else spatial.window_size))

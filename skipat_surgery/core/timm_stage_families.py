@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .dual_carrying import SkippedDualBlock, TappedDualBlock
-from .dual_carrying import windows_of as windows_of_dual
+from .dual_carrying import SkippedDualBlock, TappedDualBlock, dual_windows
 from .family import Family, Grid, pair
 from .map_carrying import FirstChannelsFirstBlock, FirstMapBlock
 from .nest_carrying import FirstNestLayer, SkippedNestLayer, TappedNestLayer, pooled
@@ -106,7 +105,7 @@ def _davit(name: str, part: str) -> Family:
             first=FirstChannelsFirstBlock,
             attended=TappedDualBlock,
             skipped=SkippedDualBlock,
-            windows=lambda tower, block: windows_of_dual(block),
+            windows=lambda tower, block: dual_windows(block),
             between=lambda tower, stage, x, args: tower.stages[stage + 1].downsample(x),
         ),
     )

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .dual_carrying import SkippedDualBlock, TappedDualBlock
-from .dual_carrying import windows_of as windows_of_dual
+from .dual_carrying import SkippedDualBlock, TappedDualBlock, dual_windows
 from .family import Family, Grid, pair
 from .map_carrying import FirstChannelsFirstBlock
 from .stages import Stages
@@ -127,7 +126,7 @@ STAGE_FAMILIES: tuple[Family, ...] = (
             first=FirstChannelsFirstBlock,
             attended=TappedDualBlock,
             skipped=SkippedDualBlock,
-            windows=lambda tower, block: windows_of_dual(block),
+            windows=lambda tower, block: dual_windows(block),
             between=lambda tower, stage, x, args: tower.convs[stage + 1](x),
             merges="convs",
         ),
