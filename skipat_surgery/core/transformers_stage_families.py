@@ -46,7 +46,7 @@ def _strided(tower: Any, height: int, width: int) -> Grid:
 
 def _florence_size(tower: Any) -> tuple[int, int, int]:
     """That of its processor's images, where the config does not tell, as it need not."""
-    return (tower.config.in_channels, *pair(getattr(tower.config, "image_size", 768)))
+    return (tower.config.in_channels, *pair(getattr(tower.config, "image_size", None) or 768))
 
 
 def _refuse_other_strides(tower: Any) -> str | None:
