@@ -165,7 +165,7 @@ class Tower:
             joined = attends_globally(self.blocks[index], self.family)
             return JoinedWindows(self.windows_of_an_image) if joined else None
         if self.family.stages:
-            return self.family.stages.windows(self.blocks[index])
+            return self.family.stages.windows(self.module, self.blocks[index])
         side = window_of(self.blocks[index]) // self.pooling(index) if self.family.maps else 0
         return Windows.square(side) if side else None
 
@@ -177,8 +177,10 @@ class Tower:
         """Z as `z_slot` shows it, as tokens (B, N, D), the patches last."""
         if self.family.folded:
             in_windows = index not in self.skip and joins_itself(self.blocks[index], self.family)
+        elif self.family.stages:
+            in_windows = self.family.stages.in_windows
         else:
-            in_windows = self.gives_windows(index) and not self.family.stages
+            in_windows = self.gives_windows(index)
         return self.inner_tokens(z, grid, self.windows_in(index) if in_windows else None)
 
     def inner_tokens(self, x: Tensor, grid: Layout | None, windows: Windows | JoinedWindows | None = None) -> Tensor:

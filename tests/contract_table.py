@@ -31,7 +31,7 @@ POINTS = (
 BEGIN, END = "<!-- contract table, written by `make contract` -->", "<!-- end of contract table -->"
 SLICES = 6
 # These are in every slice: prefix, suffix, rotary positions, position biases, padding, grouped keys, a grid of three
-# axes, late blocks, grids that differ by image, padded and packed, windows of such, of maps and folded, stages of two
+# axes, late blocks, grids that differ by image, padded and packed, windows of such, of maps and folded, stages of four
 # kinds, and every host.
 LAYOUTS = (
     "ViTModel",
@@ -50,8 +50,10 @@ LAYOUTS = (
     "timm eva02",
     "timm relpos",
     "timm swin",
+    "timm nest",
     "RfDetrDinov2Backbone",
     "Sam2HieraDetModel",
+    "Florence2VisionBackbone",
     "torchvision vit",
 )
 PAGE = Path(__file__).parents[1] / "docs" / "supported.md"

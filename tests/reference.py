@@ -426,9 +426,10 @@ def paper_equations(
         def hook(module, args, kwargs, output):
             is_tuple = isinstance(output, tuple)
             z[index] = made = output[0] if is_tuple else output
-            if grids and made.ndim == 3:
-                block, own = stock.get_submodule(msa.format(index).rpartition(".")[0]), grids[index]
-                places = stages.places(block, own)
+            block = stock.get_submodule(msa.format(index).rpartition(".")[0])
+            if grids and (made.ndim == 3 or stages.in_blocks(block)):
+                own = grids[index]
+                places = stages.places(block, own, made)
                 z[index] = stages.tokens(made, places, own)
                 if index not in weights:
                     return None

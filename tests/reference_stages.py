@@ -21,15 +21,27 @@ def grids_of(depths: tuple[int, ...], grid: tuple[int, ...], halves: bool = True
     return found
 
 
-def places(block: Any, grid: tuple[int, ...]) -> Tensor:
+def in_blocks(block: Any) -> bool:
+    """Whether hidden states lie in windows (B, T, N, D) all the time, as in NesT."""
+    return type(block).__module__.endswith(".nest")
+
+
+def places(block: Any, grid: tuple[int, ...], made: Tensor | None = None) -> Tensor:
     """(n, w), the place on the map of each place of each window of a block; H·W where one is beyond its edges.
 
     The map is moved up and to the left by the shift, what leaves it comes in again on the other side, and then windows
-    that fit no more are filled up at the bottom and on the right. transformers fills up first.
+    that fit no more are filled up at the bottom and on the right. transformers fills up first. The windows of NesT are
+    squares of as many places as what an MSA made of them has.
     """
-    (high, wide), (down, right) = _pair(block.window_size), _pair(block.shift_size)
     height, width = grid
     table = torch.arange(height * width).view(grid)
+    if in_blocks(block):
+        assert made is not None
+        side = next(side for side in range(1, made.shape[2] + 1) if side * side == made.shape[2])
+        return torch.stack([part.flatten() for rows in table.split(side) for part in rows.split(side, dim=1)])
+    if not hasattr(block, "window_size"):  # Florence-2's, which gives its MSA the map, and takes the map from it
+        return table.flatten()[None]
+    (high, wide), (down, right) = _pair(block.window_size), _pair(getattr(block, "shift_size", 0))
     filling = (0, -width % wide, 0, -height % high)
     table = F.pad(table, filling, value=height * width) if _fills_first(block) else table
     table = torch.cat([table[down:], table[:down]])
@@ -47,9 +59,9 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def tokens(made: Tensor, places: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """What an MSA is given or gives, (B·n, w, D), as tokens (B, H·W, D)."""
-    by_place = made.reshape(-1, places.numel(), made.shape[2])
-    out = made.new_zeros(by_place.shape[0], grid[0] * grid[1] + 1, made.shape[2])
+    """What an MSA is given or gives, (B·n, w, D) or a map, as tokens (B, H·W, D)."""
+    by_place = made.reshape(-1, places.numel(), made.shape[-1])
+    out = made.new_zeros(by_place.shape[0], grid[0] * grid[1] + 1, made.shape[-1])
     return out.index_copy(1, places.flatten(), by_place)[:, :-1]
 
 

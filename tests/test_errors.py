@@ -202,7 +202,6 @@ REFUSED = {
         small_timm("hiera_tiny_224"),
         "units within which they attend.*use a plain VisionTransformer.*or a Swin",
     ),
-    "DaViT": (small_timm("davit_tiny"), "every second of its attentions is over channels.*or a Swin"),
     "timm's layers one by one": (
         small_timm("swin_tiny_patch4_window7_224", features_only=True),
         'or of a Swin, one by one.*feature_cls="getter"',

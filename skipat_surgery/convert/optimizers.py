@@ -33,8 +33,9 @@ def freeze_untouched(model: nn.Module, task: Task | None = None) -> int:
     blocks = tower.family.block_list(tower.module)
     later = [
         tower.module.get_submodule(path)  # whole, with what merges patches
-        for path, stage in zip(tower.family.stage_paths(tower.module), tower.stages, strict=False)
+        for number, stage in enumerate(tower.stages)
         if stage.blocks.start > tower.skip[0]
+        for path in tower.family.stage_parts(tower.module, number)
     ]
     trained: list[nn.Module] = [*blocks[tower.skip[0] :], *later, tower.last_module()]
     keep = {id(parameter) for module in trained for parameter in module.parameters()}

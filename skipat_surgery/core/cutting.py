@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from torch import nn
 
@@ -193,7 +194,7 @@ def restore_tower(tower: nn.Module) -> None:
     for index, slots in record.removed.items():
         block = blocks[index]
         for slot, module in slots.items():
-            setattr(block, slot, module if module is None else _like(module, block))
+            _put(block, slot, module if module is None else _like(module, block))
         del block.phi, block.skipat_feeds_next
     for index in reached(family.stage_list(tower), record.config):
         undo_save_memory(blocks[index])
@@ -243,17 +244,23 @@ def take_out(
     slots = {family.attention: stand_in, **dict.fromkeys(family.drop)}
     if family.norm is not None and not keep_norm:
         slots[family.norm] = nn.Identity()
-    removed = {slot: getattr(block, slot) for slot in slots}
+    removed = {slot: attrgetter(slot)(block) for slot in slots}
     for slot, module in slots.items():
-        setattr(block, slot, module)
+        _put(block, slot, module)
     return removed
+
+
+def _put(block: nn.Module, slot: str, module: nn.Module | None) -> None:
+    """Put a module, or None, into a slot of a block or of a part of it."""
+    part, _, name = slot.rpartition(".")
+    setattr(block.get_submodule(part), name, module)
 
 
 def _skip(block: nn.Module, family: Family, phi: Phi) -> dict[str, nn.Module | None]:
     """Put Φ into a block and return what was taken out, by slot: nothing where a part of the MSA is kept."""
     removed: dict[str, nn.Module | None] = {}
     lay_out_no_windows(block, family)
-    if family.channels_first:
+    if family.channels_first and not family.stages:
         graft(block, ChannelsFirstBlock)
     if phi.keeps_msa:
         attention = block.get_submodule(family.attention)
@@ -280,7 +287,7 @@ def lay_out_no_windows(block: nn.Module, family: Family) -> None:
 
 def _tap(block: nn.Module, family: Family, tower: nn.Module) -> None:
     """Let an attended block hand its Z on."""
-    if family.channels_first:
+    if family.channels_first and not family.stages:
         graft(block, ChannelsFirstBlock)
     if family.stages:
         graft(block, family.stages.attended)

@@ -36,9 +36,9 @@ class Family:
         name: What users call the family; no two have the same.
         towers: Dotted paths of the classes that own the blocks.
         block: Dotted path of the class of every block.
-        blocks: Path of the sequence of blocks; where there are stages, from a stage.
+        blocks: Path of the sequence of blocks; where there are stages, from a stage, and empty where that is one.
         norm: Slot of the norm that feeds the attention; None where the attention reads the block's input itself.
-        attention: Slot of the MSA.
+        attention: Slot of the MSA; with dots, in a part of the block.
         returns_tuple: Whether the MSA returns (Z, weights) rather than Z.
         embeddings: Path of the module whose output enters the blocks and whose first argument is the image batch;
             None where the tower makes the tokens itself, as most of timm do, or takes one size of image.
@@ -119,16 +119,29 @@ class Family:
             return tower.get_submodule(self.blocks)  # type: ignore[return-value]
         return nn.ModuleList(map(tower.get_submodule, self.block_paths(tower)))
 
+    def has_msa(self, block: nn.Module) -> bool:
+        """Whether a block has something in the slot of its MSA."""
+        return any(path == self.attention for path, _ in block.named_modules())
+
     def block_paths(self, tower: nn.Module) -> list[str]:
         """Where the blocks are, from the tower, in order."""
-        owners = [self.blocks] if self.stages is None else [f"{path}.{self.blocks}" for path in self.stage_paths(tower)]
+        owners = [self.blocks] if self.stages is None else [self._within(path) for path in self.stage_paths(tower)]
         return [f"{owner}.{name}" for owner in owners for name, _ in tower.get_submodule(owner).named_children()]
+
+    def _within(self, stage: str) -> str:
+        """The path of the blocks of a stage."""
+        return f"{stage}.{self.blocks}" if self.blocks else stage
 
     def stage_paths(self, tower: nn.Module) -> list[str]:
         """Where the stages are, from the tower, in order; none where it has no stages."""
         if self.stages is None:
             return []
         return [f"{self.stages.path}.{name}" for name, _ in tower.get_submodule(self.stages.path).named_children()]
+
+    def stage_parts(self, tower: nn.Module, number: int) -> list[str]:
+        """Where a stage is, and what makes its map, from the tower."""
+        made = [f"{self.stages.merges}.{number}"] if self.stages and self.stages.merges else []
+        return [*self.stage_paths(tower)[number : number + 1], *made]
 
     def stage_list(self, tower: nn.Module) -> list[Stage]:
         """The stages, in order: one of all blocks where the tower has no others."""
@@ -139,7 +152,7 @@ class Family:
         found: list[Stage] = []
         start, width, merged = 0, self.width(tower), 1
         for path in self.stage_paths(tower):
-            stop = start + len(tower.get_submodule(f"{path}.{self.blocks}"))  # type: ignore[arg-type]
+            stop = start + len(tower.get_submodule(self._within(path)))  # type: ignore[arg-type]
             found.append(Stage(range(start, stop), width * merged, merged))
             start, merged = stop, merged if self.stages.residual else 2 * merged
         return found

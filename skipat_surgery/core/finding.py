@@ -142,10 +142,12 @@ def check_tower(tower: nn.Module) -> Family:
             f"the blocks of this {type(tower).__name__} are {found}, which fuse or rearrange the attention; they can "
             f"be cut where all are {allowed}. Supported: {supported()}"
         )
-    reason = fitting[0].refuse(tower)
+    # timm's DaViT has blocks of one class, whose parts have names in some models.
+    family = next((family for family in fitting if all(map(family.has_msa, blocks))), fitting[0])
+    reason = family.refuse(tower)
     if reason is not None:
         raise UnsupportedModelError(f"this {type(tower).__name__} cannot be cut: {reason}")
-    return fitting[0]
+    return family
 
 
 def _check_holders(model: nn.Module, path: str) -> None:

@@ -48,10 +48,12 @@ class Stages:
         first: What is grafted on the first block of a stage: the grid of its tokens becomes known there.
         attended: What is grafted on a block that hands its Z on.
         skipped: What is grafted on a skipped block, in which nothing is laid out in windows.
-        windows: From a block, those within which it attends.
+        windows: From the tower and a block, those within which it attends.
         between: From the tower, the number of a stage, what its last block gave, and what that was given beside X, what
             the next stage begins with.
         residual: Whether to that is added what the stage began with. Then no patches are merged between stages.
+        in_windows: Whether all of a block lies in windows, what takes Z as well, so that no map is there to be given.
+        merges: Path of a sequence of what makes the maps of all stages, where these do not hold it.
     """
 
     path: str
@@ -59,9 +61,11 @@ class Stages:
     first: type
     attended: type
     skipped: type
-    windows: Callable[[Any], Windows]
+    windows: Callable[[Any, Any], Windows]
     between: Callable[[Any, int, Tensor, tuple[Any, ...]], Tensor]
     residual: bool = False
+    in_windows: bool = False
+    merges: str | None = None
 
 
 def merged(grid: tuple[int, ...], side: int = 2) -> tuple[int, ...]:

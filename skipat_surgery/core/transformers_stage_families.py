@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from .dual_carrying import SkippedDualBlock, TappedDualBlock, dual_windows
 from .family import Family, Grid, pair
+from .map_carrying import FirstChannelsFirstBlock
 from .stages import Stages
 from .transformers_shapes import SHAPE_V, transformers_family
 from .transformers_stages import FirstLayer, SkippedLayer, TappedLayer, windows_of
@@ -36,6 +38,30 @@ def _convolved(tower: Any, stage: int, x: Tensor, args: tuple[Any, ...]) -> Tens
     return last.patch_embed(last.conv(last.patch_unembed(x, args[0])))[0]
 
 
+def _strided(tower: Any, height: int, width: int) -> Grid:
+    """Patches overlap, and are filled up at the edges of an image."""
+    stride = tower.config.patch_stride[0]
+    return -(-height // stride), -(-width // stride)
+
+
+def _florence_size(tower: Any) -> tuple[int, int, int]:
+    """That of its processor's images, where the config does not tell, as it need not."""
+    return (tower.config.in_channels, *pair(getattr(tower.config, "image_size", None) or 768))
+
+
+def _refuse_other_strides(tower: Any) -> str | None:
+    config, stages = tower.config, range(len(tower.config.depths))
+    whole = all(config.patch_size[n] == 2 * config.patch_padding[n] + 1 for n in stages)
+    halved = all(config.patch_stride[n] == 2 and config.embed_dim[n] == 2 * config.embed_dim[n - 1] for n in stages[1:])
+    if whole and halved:
+        return None
+    return (
+        "Φ is made for maps that are half as high and wide, rounded up, and twice as wide in D from stage to stage, as "
+        "in all Florence-2 that were published; give it odd patch_size with patch_padding of half of it, rounded down, "
+        "patch_stride 2 from the second stage on, and an embed_dim that doubles"
+    )
+
+
 def _swin(name: str, module: str, prefix: str, *, post_norm: bool = False, **differs: Any) -> Family:
     stages = Stages(
         path="encoder.layers",
@@ -43,7 +69,7 @@ def _swin(name: str, module: str, prefix: str, *, post_norm: bool = False, **dif
         first=FirstLayer,
         attended=TappedLayer,
         skipped=SkippedLayer,
-        windows=windows_of,
+        windows=lambda tower, block: windows_of(block),
         between=_merged,
     )
     shape: dict[str, Any] = {
@@ -76,4 +102,33 @@ STAGE_FAMILIES: tuple[Family, ...] = (
     ),
     _swin("Donut's Swin", "donut", "DonutSwin", file="modeling_donut_swin", final_norm=None),
     _swin("MaskFormer's Swin", "maskformer", "MaskFormerSwin", file="modeling_maskformer_swin"),
+    transformers_family(
+        "Florence-2 vision",
+        "florence2",
+        ("Florence2VisionBackbone",),
+        "Florence2VisionBlock",
+        0,
+        blocks="",
+        norm="spatial_block.norm1",
+        attention="spatial_block.window_attn",
+        returns_tuple=False,
+        embeddings=None,
+        final_norm=None,
+        width=lambda tower: tower.config.embed_dim[0],
+        image_to_grid=_strided,
+        image_size=_florence_size,
+        maps=True,
+        channels_first=True,
+        refuse=_refuse_other_strides,
+        stages=Stages(
+            path="blocks",
+            takes_z="spatial_block.drop_path1",
+            first=FirstChannelsFirstBlock,
+            attended=TappedDualBlock,
+            skipped=SkippedDualBlock,
+            windows=lambda tower, block: dual_windows(block),
+            between=lambda tower, stage, x, args: tower.convs[stage + 1](x),
+            merges="convs",
+        ),
+    ),
 )

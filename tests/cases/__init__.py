@@ -5,6 +5,7 @@ its lead: it stands for the family in the slow parts of the contract.
 """
 
 from . import (
+    dual,
     folded,
     maps,
     packed,
@@ -26,6 +27,7 @@ CASES: list[Case] = [
     *packed.CASES,
     *maps.CASES,
     *stages.CASES,
+    *dual.CASES,
     *folded.CASES,
 ]
 LEADS: list[Case] = list({case.family: case for case in reversed(CASES)}.values())[::-1]

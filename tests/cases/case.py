@@ -104,6 +104,11 @@ class Case:
         starts = {sum(self.depths[:stage]) for stage in range(len(self.depths))}
         return [index for index in blocks if index not in starts]
 
+    def block(self, index: int) -> str:
+        """The path of a block."""
+        path = self.msa if isinstance(self.msa, str) else self.msa.path
+        return self.msa.format(index).removesuffix(path.rpartition("{}")[2])
+
     @property
     def host(self) -> str:
         """The library whose model it is: transformers, timm or torchvision."""

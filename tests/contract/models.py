@@ -58,7 +58,7 @@ def cases_that_use(request: pytest.FixtureRequest) -> list[Case]:
 
 def skipped_blocks(case: Case, cut: nn.Module) -> dict[int, nn.Module]:
     """The blocks of a cut model that have a Φ."""
-    blocks = {i: cut.get_submodule(case.msa.format(i).rpartition(".")[0]) for i in range(DEPTH)}
+    blocks = {i: cut.get_submodule(case.block(i)) for i in range(DEPTH)}
     return {i: block for i, block in blocks.items() if hasattr(block, "phi")}
 
 
@@ -103,7 +103,7 @@ def gradients(case: Case, model: nn.Module, *batches: Tensor) -> dict[str, Tenso
 
 def skip_unless_trainable(case: Case, used: Iterable[str]) -> None:
     """Skip where none of the parameters that get a gradient is in a block: CLIPSeg runs its vision tower without."""
-    block = case.msa.format(3).rpartition(".")[0]
+    block = case.block(3)
     if not any(name.startswith(f"{block}.") for name in used):
         pytest.skip("the stock model runs its blocks without gradients")
 

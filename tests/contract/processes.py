@@ -96,7 +96,7 @@ def fully_sharded(case: Case, rank: int, cut: Callable[[nn.Module], nn.Module]) 
         sharded.gradient_checkpointing_enable({"use_reentrant": False})
     mesh = dist.init_device_mesh("cpu", (2,))
     for index in range(DEPTH):
-        fully_shard(sharded.get_submodule(case.msa.format(index).rpartition(".")[0]), mesh=mesh)
+        fully_shard(sharded.get_submodule(case.block(index)), mesh=mesh)
     fully_shard(sharded, mesh=mesh)
     images = case.images(batch=4)
     mine = images[2 * rank : 2 * rank + 2]

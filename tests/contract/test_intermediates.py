@@ -68,7 +68,7 @@ def test_torchvisions_feature_extractor(case: Case) -> None:
     """The output of every block, out of a graph of torch.fx, with gradients and without."""
     if case.host == "transformers":
         pytest.skip("torch.fx cannot record models of transformers")
-    blocks = [case.msa.format(index).rpartition(".")[0] for index in range(DEPTH)]
+    blocks = [case.block(index) for index in range(DEPTH)]
 
     def check(model: nn.Module) -> None:
         graph = create_feature_extractor(model, blocks)

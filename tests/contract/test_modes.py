@@ -96,7 +96,7 @@ def test_dropout_and_drop_path_act_on_phi_as_they_did_on_the_msa(case: Case) -> 
             module.p = 0.3
     model = cut_of(stock)
     images = case.images()
-    block = case.msa.format(3).rpartition(".")[0]
+    block = case.block(3)
     inside = case.msa.format(3)
 
     def calls(which: nn.Module) -> dict[str, int]:

@@ -43,7 +43,7 @@ def test_dropped_weights_are_gone_and_all_the_rest_keeps_its_name(case: Case) ->
     cut = skipat_surgery.apply(copy.deepcopy(stock), [2, 3], PhiConfig.paper())
     kept = {name for name in cut.state_dict() if ".phi." not in name}
     gone = set(stock.state_dict()) - kept
-    blocks = [case.msa.format(index).rpartition(".")[0] for index in (2, 3)]
+    blocks = [case.block(index) for index in (2, 3)]
     assert kept <= set(stock.state_dict())
     assert {name for name in stock.state_dict() if any(name.startswith(case.msa.format(i)) for i in (2, 3))} <= gone
     assert all(any(name.startswith(block) for block in blocks) for name in gone)
