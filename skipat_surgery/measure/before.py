@@ -59,7 +59,8 @@ def _made_like(tower: nn.Module, record: Record, index: int) -> dict[str, nn.Mod
         return made
     attention: Any = made[family.attention]
     if family.pooled:  # the first MSA of a stage reads the tokens of the one before, and makes their map smaller
-        attention.query_stride = None
+        pools = "q_pool" if hasattr(attention, "q_pool") else "query_stride"  # in timm, in transformers
+        setattr(attention, pools, None)
         attention.qkv = nn.Linear(stage.width, attention.qkv.out_features, device="meta")
         if family.norm in made:
             made[family.norm] = nn.LayerNorm(stage.width, device="meta")
