@@ -12,7 +12,7 @@ from .map_projections import timm_sam_projections
 from .padded_grids import naflex_grids
 from .stage_carrying import NoWindows, TappedWindows, windows_of
 from .stages import Stages
-from .timm_hiera import hiera_projections, pooled, pooled_size, strided
+from .timm_hiera import fixed_size, hiera_projections, pooled, pretrained_size, refuse_units, strided
 from .timm_projections import gemma4_attends, gemma4_projections, timm_attends, timm_projections
 
 _DROPS = "its patch dropout removes tokens in training, so there is no grid; create it with patch_drop_rate=0"
@@ -146,6 +146,15 @@ _NAFLEX: dict[str, Any] = {
     "refuse": _refuse_naflex,
     "ragged": naflex_grids,
 }
+_HIERA: dict[str, Any] = {
+    "final_norm": None,
+    "width": lambda tower: tower.blocks[0].dim_out,
+    "num_prefix_tokens": lambda tower: 0,
+    "image_to_grid": strided,
+    "projections": hiera_projections,
+    "attends": lambda attention: True,
+    "pooled": pooled,
+}
 FAMILIES: tuple[Family, ...] = (
     _timm("VisionTransformer", "vision_transformer", "VisionTransformer", _BLOCK),
     _timm(
@@ -183,21 +192,16 @@ FAMILIES: tuple[Family, ...] = (
         projections=timm_sam_projections,
         maps=True,
     ),
+    _timm("Hiera", "hiera", "Hiera", "HieraBlock", **_HIERA, image_size=fixed_size, refuse=refuse_units),
     _timm(
         "HieraDet",
         "hieradet_sam2",
         "HieraDet",
         "MultiScaleBlock",
-        final_norm=None,
-        width=lambda tower: tower.blocks[0].dim_out,
-        num_prefix_tokens=lambda tower: 0,
-        image_to_grid=strided,
-        image_size=pooled_size,
-        projections=hiera_projections,
-        attends=lambda attention: True,
+        **_HIERA,
+        image_size=pretrained_size,
         refuse=lambda tower: None,
         maps=True,
-        pooled=pooled,
     ),
     _swin("Swin", "swin_transformer", "SwinTransformer", "layers", "drop_path1"),
     _swin("Swin v2", "swin_transformer_v2", "SwinTransformerV2", "layers", "norm1"),
@@ -227,7 +231,6 @@ REFUSED: dict[str, str] = {
         "xcit": "it attends over channels, not over tokens, so there is no MSA to skip",
         "davit": "every second of its attentions is over channels, so that no two blocks in a row have a Z of tokens",
         "gcvit": "every second of its blocks asks with queries from outside the block, one window's for all windows",
-        "hiera": "its tokens lie in the order of the units within which they attend, not on a grid",
         "mvitv2": "its MSA pools queries, keys and values by convolutions and adds the queries to its output",
         "nest": "its tokens lie in blocks of the image, within which they attend, not on a grid",
         "pvt_v2": "in all stages but the last its keys are of fewer tokens, so that little is left to save",

@@ -13,6 +13,7 @@ from . import (
     timm_towers,
     torchvision_towers,
     transformers_towers,
+    units,
     vision_language,
 )
 from .case import Case, InStages, output_tensors
@@ -27,6 +28,7 @@ CASES: list[Case] = [
     *maps.CASES,
     *stages.CASES,
     *folded.CASES,
+    *units.CASES,
 ]
 LEADS: list[Case] = list({case.family: case for case in reversed(CASES)}.values())[::-1]
 

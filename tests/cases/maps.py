@@ -6,11 +6,9 @@ All others are global, as the contract gives them clusters; tests/test_maps.py s
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import small_models as make
-import timm
 import torch
 from small_models import DEPTH
 from torch import Tensor, nn
@@ -252,7 +250,7 @@ STAGED: list[Case] = [
     Case(
         f"timm hieradet{also}",
         "HieraDet (timm)",
-        partial(timm.create_model, "hieradet_small", **HIERADET, **differs),
+        make.timm_hiera("hieradet_small", **HIERADET, **differs),
         InStages(f"{path}blocks.{{}}.attn", (4, 2), flat=True),
         prefix=0,
         patch=4,
