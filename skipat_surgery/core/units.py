@@ -62,6 +62,6 @@ class Units:
         height, width = grid
         if x.shape[1] != height * width:
             raise ValueError(
-                f"Φ was given {x.shape[1]} tokens of a {height}×{width} patch grid: where a model is cut, no mask may take "
-                "units of an image out"
+                f"Φ was given {x.shape[1]} tokens of a {height}×{width} patch grid: where a model is cut, no mask may "
+                "take units of an image out"
             )
