@@ -13,9 +13,8 @@ import reference_stages
 import reference_units
 import timm
 import torch
-import transformers
 from cases import InStages, case_named
-from cases.units import TIMM, TRANSFORMERS
+from cases.units import TIMM
 from models import assert_same, cut_of
 from reference import paper_equations, phi_weights
 from torch import Tensor, nn
@@ -199,17 +198,6 @@ def test_the_limit_and_the_keys_of_the_last_block(name: str) -> None:
     found = case.tensors(limit(stock, [2, 5]), images)
     assert [out.shape for out in found] == [out.shape for out in case.tensors(stock, images)]
     assert read_last_block(Tower.of(stock), images).keys.shape == (2, 2, 4, 32)
-
-
-def refused(build: Any, match: str) -> None:
-    with pytest.raises(skipat_surgery.UnsupportedModelError, match=match):
-        skipat_surgery.apply(build(), [2])
-
-
-def test_hieras_without_a_grid_are_refused() -> None:
-    config = transformers.HieraConfig(**TRANSFORMERS)
-    refused(lambda: transformers.HieraModel(config, is_mae=True), "takes units of patches out at random")
-    refused(lambda: timm.create_model("hiera_tiny_224", **TIMM, patch_drop_rate=0.5), "with patch_drop_rate=0")
 
 
 @torch.no_grad()

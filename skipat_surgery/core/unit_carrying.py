@@ -24,9 +24,12 @@ class UnitsAside(Grafted):
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         units, box = self.skipat_units, box_of(x)
-        box.z = units.tokens(box.empty(), box.grid)  # type: ignore[arg-type]
-        out = super().__call__(with_box(units.tokens(x, box.grid), box), *args, **kwargs)  # type: ignore[misc, arg-type]
-        z = box.z = units.put_back(box.empty(), box.grid)  # type: ignore[arg-type]
+        grid: Any = box.grid
+        box.z = units.tokens(box.empty(), grid)
+        if box.phi.reads_x or box.phi.keeps_msa:  # else they are not looked at
+            x = with_box(units.tokens(x, grid), box)
+        out = super().__call__(x, *args, **kwargs)  # type: ignore[misc]
+        z = box.z = units.put_back(box.empty(), grid)
         return (z, *out[1:]) if isinstance(out, tuple) else z
 
 
