@@ -133,6 +133,14 @@ def test_blocks_within_units_have_no_clusters_and_global_ones_have() -> None:
     assert all(phi.pool == 2 for phi in Tower.of(skipat_surgery.apply(mixed, [2, 3])).config.phi.values())
 
 
+@both_hosts
+def test_where_a_global_msa_is_kept_every_weight_stays(name: str) -> None:
+    stock = case_named(name).model()
+    cut = skipat_surgery.apply(copy.deepcopy(stock), [2, 3])
+    kept = {name: weight for name, weight in cut.state_dict().items() if ".phi." not in name}
+    assert_same(kept, dict(stock.state_dict()), atol=0, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("name", "skip", "match"),
     [
