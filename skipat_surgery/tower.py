@@ -199,9 +199,12 @@ class Tower:
         """Hidden states between blocks as tokens (B, N, D), the patches last."""
         return self.inner_tokens(x.movedim(1, -1) if self.family.channels_first and x.ndim == 4 else x, grid)
 
-    def of_images(self, x: Tensor, images: Images) -> Tensor:
-        """Tokens as a block sees them, the patches last, as those of whole images (B, N, D)."""
-        folded = self.family.folded
+    def of_images(self, x: Tensor, images: Images, index: int | None = None) -> Tensor:
+        """Tokens as a block sees them, the patches last, as those of whole images (B, N, D), row by row; after the last
+        block where `index` is left out."""
+        folded, stage = self.family.folded, self.stages[-1] if index is None else self.stage_of(index)
+        if stage.units:
+            return stage.units.tokens(x, stage.grid(self.grid(images)))  # type: ignore[arg-type]
         if folded is None:
             return x
         window = self.family.grid_in_blocks(self.module, self.grid(images))  # type: ignore[arg-type]

@@ -22,11 +22,13 @@ from torch import Tensor, nn
 import skipat_surgery
 from skipat_surgery import PhiConfig
 from skipat_surgery.analysis.last_block import read_last_block
+from skipat_surgery.commands.strip import _grids
 from skipat_surgery.convert.states import Walk
 from skipat_surgery.core.units import Units
 from skipat_surgery.measure.counting import count_macs, count_parameters
 from skipat_surgery.measure.limit import limit
-from skipat_surgery.observing import z_of
+from skipat_surgery.measure.token_merging import merge_tokens
+from skipat_surgery.observing import outputs_of, z_of
 from skipat_surgery.tower import Tower
 
 both_hosts = pytest.mark.parametrize("name", ["HieraModel", "timm hiera"])
@@ -206,6 +208,42 @@ def test_the_limit_and_the_keys_of_the_last_block(name: str) -> None:
     found = case.tensors(limit(stock, [2, 5]), images)
     assert [out.shape for out in found] == [out.shape for out in case.tensors(stock, images)]
     assert read_last_block(Tower.of(stock), images).keys.shape == (2, 2, 4, 32)
+
+
+@torch.no_grad()
+@both_hosts
+def test_what_is_compared_lies_on_the_map_of_its_stage(name: str) -> None:
+    """As the host itself rolls it up, after a stage that is parted once more and at the end."""
+    case = case_named(name)
+    model, images = case.model(), case.images()
+    outputs = outputs_of(model, Tower.of(model), images, states=[3])
+    if name == "HieraModel":
+        *_, middle, last = case.call(model, images, output_hidden_states=True).reshaped_hidden_states
+    else:
+        *_, middle, last = model.forward_intermediates(images, output_fmt="NHWC", intermediates_only=True)
+    for found, expected in ((outputs.states[3], middle), (outputs.tokens, last)):
+        torch.testing.assert_close(found, expected.flatten(1, 2).float())
+
+
+def test_a_strip_shows_the_map_of_the_last_stage() -> None:
+    case = case_named("HieraModel")
+    assert _grids(Tower.of(case.model()), case.images()) == [(2, 4)] * 2
+
+
+@pytest.mark.parametrize(
+    ("within", "match"),
+    [((True, False, False), r"\[0, 1\] attend within"), ((False,) * 3, "has stages, whose blocks cost unlike")],
+)
+def test_a_plan_is_refused(within: tuple[bool, ...], match: str) -> None:
+    model = timm.create_model("hiera_tiny_224", **{**TIMM, "mask_unit_attn": within})
+    with pytest.raises(ValueError, match=match):
+        skipat_surgery.plan(model, batches(1), n_skip=1, progress=False)
+
+
+@both_hosts
+def test_token_merging_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="merges patches itself, from stage to stage"):
+        merge_tokens(case_named(name).model(), 2)
 
 
 @torch.no_grad()

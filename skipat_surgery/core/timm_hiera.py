@@ -16,14 +16,14 @@ from .units import Units
 def pooled(tower: Any) -> list[Stage]:
     """The stages, of those blocks that are there: timm may be told to leave the last ones out."""
     found: list[Stage] = []
-    side, pooled = pair(tower.q_stride)[0], 0
+    side, times = pair(tower.q_stride)[0], 0
     for start, stop in pairwise([0, *(end + 1 for end in tower.stage_ends)]):
         blocks = range(start, min(stop, len(tower.blocks)))
         if blocks:
             first = tower.blocks[start]
-            pooled += _pools(first)
-            units = Units(side, len(tower.unroll.schedule) - pooled) if hasattr(tower, "unroll") else None
-            found.append(Stage(blocks, first.dim_out, side**pooled, fills=False, units=units))
+            times += _pools(first)
+            units = Units(side, len(tower.unroll.schedule) - times) if hasattr(tower, "unroll") else None
+            found.append(Stage(blocks, first.dim_out, side**times, fills=False, units=units))
     return found
 
 
