@@ -237,6 +237,6 @@ def outputs_of(
         output = tower.run(images, called)
     assert seen.tokens is not None
     tokens = tower.of_images(seen.tokens, images).float()
-    between = {index: tower.of_images(state, images).float() for index, state in seen.states.items()}
+    between = {index: tower.of_images(state, images, index).float() for index, state in seen.states.items()}
     head = {} if task is None else {name: part.float() for name, part in task.read(output).items()}
     return Outputs(tokens, between, head, task, None if grid is None else grid.real)

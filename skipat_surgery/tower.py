@@ -23,6 +23,7 @@ from .core.map_carrying import window_of
 from .core.packed import laid_out
 from .core.ragged import Layout, Ragged
 from .core.stages import Stage
+from .core.units import Units
 from .core.windowed_phis import is_windowed
 from .core.windows import Windows
 
@@ -159,13 +160,15 @@ class Tower:
         grid = self.ragged(images)
         return None if grid is None else grid.real
 
-    def windows_in(self, index: int) -> Windows | JoinedWindows | None:
-        """How the tokens inside a block's MSA lie in windows; None where they lie as those between blocks do."""
+    def windows_in(self, index: int) -> Windows | JoinedWindows | Units | None:
+        """How the tokens inside a block's MSA lie in windows, or units; None where they lie row by row."""
         if self.family.folded:
             joined = attends_globally(self.blocks[index], self.family)
             return JoinedWindows(self.windows_of_an_image) if joined else None
         if self.family.stages:
             return self.family.stages.windows(self.module, self.blocks[index])
+        if self.family.in_units:
+            return self.stage_of(index).units
         side = window_of(self.blocks[index]) // self.pooling(index) if self.family.maps else 0
         return Windows.square(side) if side else None
 
@@ -179,11 +182,15 @@ class Tower:
             in_windows = index not in self.skip and joins_itself(self.blocks[index], self.family)
         elif self.family.stages:
             in_windows = self.family.stages.in_windows
+        elif self.family.in_units:
+            in_windows = index not in self.skip
         else:
             in_windows = self.gives_windows(index)
         return self.inner_tokens(z, grid, self.windows_in(index) if in_windows else None)
 
-    def inner_tokens(self, x: Tensor, grid: Layout | None, windows: Windows | JoinedWindows | None = None) -> Tensor:
+    def inner_tokens(
+        self, x: Tensor, grid: Layout | None, windows: Windows | JoinedWindows | Units | None = None
+    ) -> Tensor:
         """What there is inside a block, in windows or not, as tokens (B, N, D), the patches last."""
         if windows is not None:
             assert isinstance(grid, tuple) or isinstance(windows, JoinedWindows)
@@ -194,9 +201,12 @@ class Tower:
         """Hidden states between blocks as tokens (B, N, D), the patches last."""
         return self.inner_tokens(x.movedim(1, -1) if self.family.channels_first and x.ndim == 4 else x, grid)
 
-    def of_images(self, x: Tensor, images: Images) -> Tensor:
-        """Tokens as a block sees them, the patches last, as those of whole images (B, N, D)."""
-        folded = self.family.folded
+    def of_images(self, x: Tensor, images: Images, index: int | None = None) -> Tensor:
+        """Tokens as a block sees them, the patches last, as those of whole images (B, N, D), row by row; after the last
+        block where `index` is left out."""
+        folded, stage = self.family.folded, self.stages[-1] if index is None else self.stage_of(index)
+        if stage.units:
+            return stage.units.tokens(x, stage.grid(self.grid(images)))  # type: ignore[arg-type]
         if folded is None:
             return x
         window = self.family.grid_in_blocks(self.module, self.grid(images))  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ BEGIN, END = "<!-- contract table, written by `make contract` -->", "<!-- end of
 SLICES = 6
 # These are in every slice: prefix, suffix, rotary positions, position biases, padding, grouped keys, a grid of three
 # axes, late blocks, grids that differ by image, padded and packed, windows of such, of maps and folded, stages of four
-# kinds, and every host.
+# kinds, tokens in units, and every host.
 LAYOUTS = (
     "ViTModel",
     "YolosModel",
@@ -54,6 +54,7 @@ LAYOUTS = (
     "RfDetrDinov2Backbone",
     "Sam2HieraDetModel",
     "Florence2VisionBackbone",
+    "timm hiera",
     "torchvision vit",
 )
 PAGE = Path(__file__).parents[1] / "docs" / "supported.md"

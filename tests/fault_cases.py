@@ -144,7 +144,6 @@ def _in_half(model: Path) -> None:
 
 
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 30}
-HIERA = {"embed_dim": 8, "depths": [1, 1, 1, 1]}
 MODELS = [
     Case("a name that is no model", "refused", option(model="/nowhere/at/all")),
     *(
@@ -165,7 +164,7 @@ MODELS = [
     Case("a checkpoint in fp16 (trained in fp32, saved in fp16)", "works", changed_model(_in_half), "Best:"),
     Case("a text model", "refused", other_model("BertForSequenceClassification", "BertConfig", **BERT)),
     Case(
-        "a model of mask units (Hiera)", "refused", other_model("HieraForImageClassification", "HieraConfig", **HIERA)
+        "a model that drops patches (ViTMAE)", "refused", other_model("ViTMAEForPreTraining", "ViTMAEConfig", **SHAPE)
     ),
     Case(
         "a model of 4 channels",

@@ -18,6 +18,7 @@ from unittest import mock
 
 import reference_maps as maps
 import reference_stages as stages
+import reference_units as in_units
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -398,6 +399,7 @@ def paper_equations(
     window: int = 0,
     grids: Sequence[tuple[int, ...]] = (),
     folded: int = 0,
+    units: Sequence[int] = (),
 ) -> Iterator[nn.Module]:
     """An untouched model of any family that computes the paper's equations while the context lasts.
 
@@ -419,6 +421,7 @@ def paper_equations(
         grids: Where there are stages, the grid of what each block gives.
         folded: Where each window of an image is an image of its own, the number of them along a side. A global MSA is
             given those of an image in one row.
+        units: Where tokens lie in units, how often the map of each block is parted.
     """
     z: dict[int, Tensor] = {}
 
@@ -429,12 +432,15 @@ def paper_equations(
             block = stock.get_submodule(msa.format(index).rpartition(".")[0])
             if grids and (made.ndim == 3 or stages.in_blocks(block)):
                 own = grids[index]
-                places = stages.places(block, own, made)
+                places = in_units.places(own, units[index]) if units else stages.places(block, own, made)
                 z[index] = stages.tokens(made, places, own)
                 if index not in weights:
                     return None
-                x = stages.tokens(args[0] if args else kwargs["hidden_states"], places, own)
-                z[index] = phi(weights[index], z[index - 1], 0, own, x)
+                x, side = stages.tokens(args[0] if args else kwargs["hidden_states"], places, own), pools.get(index, 0)
+                seed = seeds(x, own, side) if side else None
+                z[index] = phi(weights[index], z[index - 1], 0, own, x, seed)
+                if side:
+                    z[index] += at_clusters(module, (x,), {}, seed, 0, index in asking, torch.ones(x.shape[:2]))
                 made = stages.like(z[index], made, places)
                 return (made, *output[1:]) if is_tuple else made
             if folded:

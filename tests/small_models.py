@@ -352,6 +352,18 @@ def timm_model(name: str, **kwargs: Any) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, **{key: value for key, value in settings.items() if value is not None})
 
 
+def timm_hiera(name: str, **settings: Any) -> Callable[[], nn.Module]:
+    """Of Hiera or HieraDet."""
+
+    def build() -> nn.Module:
+        model = timm.create_model(name, **settings)
+        if hasattr(model, "head"):
+            nn.init.normal_(model.head.fc.weight)  # which starts at zero
+        return model
+
+    return build
+
+
 GEMMA4 = {"img_size": 48, "num_heads": 2, "head_dim": 8, "position_embedding_size": 64}
 GEMMA4 = {**GEMMA4, "mlp_ratio": None, "intermediate_size": 48}
 

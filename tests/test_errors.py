@@ -172,6 +172,12 @@ def small_timm(name: str, **kwargs):
     return lambda: timm.create_model(name, **kwargs)
 
 
+def small_hiera(model: str, **kwargs):
+    decoder = {"decoder_hidden_size": 8, "decoder_depth": 1, "decoder_num_heads": 1}
+    config = transformers.HieraConfig(embed_dim=8, depths=[1, 2, 1, 1], **decoder)
+    return lambda: getattr(transformers, model)(config, **kwargs)
+
+
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
 REFUSED = {
     "ViTMAE": (small("ViTMAEModel", "ViTMAEConfig"), "shuffles and drops patches.*as a ViTModel"),
@@ -189,18 +195,26 @@ REFUSED = {
         "VideoMAEForPreTraining cannot be cut: it drops the patches.*as a VideoMAEModel",
     ),
     "TimeSformer": (small("TimesformerModel", "TimesformerConfig", num_frames=2), "attend twice.*VideoMAE, ViViT"),
-    "Hiera": (
-        lambda: transformers.HieraModel(transformers.HieraConfig(embed_dim=8, depths=[1, 1, 1, 1])),
-        "in the order of the units within which they attend.*use a plain ViT.*or a Swin",
+    "Hiera, pre-training": (
+        small_hiera("HieraForPreTraining"),
+        "HieraForPreTraining cannot be cut: it takes units.*at random.*as a HieraModel",
+    ),
+    "Hiera, patches taken out": (
+        small_hiera("HieraModel", is_mae=True),
+        "HieraModel cannot be cut: it takes units.*at random.*is_mae=False",
+    ),
+    "Hiera, as a backbone": (
+        small_hiera("HieraBackbone"),
+        "HieraBackbone cannot be cut: it does not lay its tokens out in the units.*use a HieraModel",
     ),
     "DPT, hybrid": (
         small("DPTModel", "DPTConfig", is_hybrid=True, backbone_featmap_shape=[1, 1024, 2, 2], image_size=32),
         "convolutional backbone.*is_hybrid=False",
     ),
     "XCiT": (small_timm("xcit_nano_12_p16_224"), "attends over channels"),
-    "timm's Hiera": (
-        small_timm("hiera_tiny_224"),
-        "units within which they attend.*use a plain VisionTransformer.*or a Swin",
+    "patch dropout, Hiera": (
+        small_timm("hiera_tiny_224", embed_dim=8, stages=(1, 2, 1, 1), patch_drop_rate=0.5),
+        r"takes units out in training.*patch_drop_rate=0",
     ),
     "timm's layers one by one": (
         small_timm("swin_tiny_patch4_window7_224", features_only=True),

@@ -66,17 +66,19 @@ def read_last_block(tower: Tower, images: Tensor) -> LastBlock:
 
     def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         h, msa = laid_out(None, first_argument(args, kwargs)), tower.family.projections(module, *args, **kwargs)
+        h = h if units is None else units.tokens(h, grid)
         attention = patches.take(cls_attention(msa, h), dim=2) if prefix else None
         seen.append((attention, patches.take(msa.key.apply(h))))
 
-    handle = tower.msa_slot(len(tower.blocks) - 1).register_forward_pre_hook(read, with_kwargs=True)
+    last = len(tower.blocks) - 1
+    grid, units = tower.stage_of(last).grid(tower.grid(images)), tower.stage_of(last).units
+    handle = tower.msa_slot(last).register_forward_pre_hook(read, with_kwargs=True)
     try:
         with evaluating(tower.module):
             tower.run(images)
     finally:
         handle.remove()
     ((attention, keys),) = seen
-    grid = tower.grid(images)
     return LastBlock(
         None if attention is None else attention.float().unflatten(2, grid), keys.float().unflatten(1, grid)
     )

@@ -217,13 +217,13 @@ def check_plannable(model: nn.Module, n_skip: int | None) -> int:
     tower = Tower.of(model)
     if tower.skip:
         raise ValueError("the model is cut; plan needs it untouched: skipat_surgery.restore(model) first")
-    if tower.family.stages:
+    windowed = [index for index in range(len(tower.blocks)) if tower.gives_windows(index)]
+    if tower.family.stages or (len(tower.stages) > 1 and not windowed):
         listed = allowed_blocks(tower.stages)
         raise ValueError(
             "plan takes what a Φ saves to be the same in every block, but this model has stages, whose blocks cost "
-            f"unlike and attend within windows; choose by hand: apply(model, skip=…), where {listed} are allowed"
+            f"unlike; choose by hand: apply(model, skip=…), where {listed} are allowed"
         )
-    windowed = [index for index in range(len(tower.blocks)) if tower.gives_windows(index)]
     if windowed:
         whole = [index for index in tower.skippable if index not in windowed]
         raise ValueError(

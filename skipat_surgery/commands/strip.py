@@ -111,9 +111,11 @@ def _side_by_side(host: LoadedModel, images: Sequence[PIL.Image.Image]) -> Tenso
 
 
 def _grids(tower: Tower, pixels: Images) -> list[tuple[int, ...]]:
-    """The patch grid of each image."""
+    """The patch grid of each image, as the last stage has it."""
     layout = tower.layout(pixels)
-    return [tuple(sides) for sides in layout.sizes.tolist()] if isinstance(layout, Ragged) else [layout] * len(pixels)
+    if isinstance(layout, Ragged):
+        return [tuple(sides) for sides in layout.sizes.tolist()]
+    return [tower.stages[-1].grid(layout)] * len(pixels)
 
 
 def _head_pictures(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..core.folded_windows import JoinedWindows
+from ..core.units import Units
 from ..core.windows import Windows
 from ..observing import evaluating, observe
 from ..result import Result, titled_table
@@ -195,7 +196,7 @@ class _Block:
         run: Callable[[int], Tensor],
         expected: Callable[[int], Tensor],
         error: float,
-        windows: Windows | JoinedWindows | None = None,
+        windows: Windows | JoinedWindows | Units | None = None,
     ) -> float:
         """Add the change to a linear map that brings what follows it closest to what is expected.
 
@@ -227,7 +228,7 @@ class _Block:
         scale: Tensor,
         run: Callable[[int], Tensor],
         expected: Callable[[int], Tensor],
-        windows: Windows | JoinedWindows | None,
+        windows: Windows | JoinedWindows | Units | None,
     ) -> Moments:
         """Of the inputs of a linear map, and of what its output lacks, on the images that fit."""
         count, moments, inputs = self.tower.num_special_in_blocks, Moments(), []

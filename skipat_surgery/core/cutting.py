@@ -23,7 +23,7 @@ from .carrying import (
     TappedAttention,
 )
 from .config import SkipatConfig
-from .family import Family
+from .family import Family, Grid
 from .folded_carrying import bring_window_grid, join_in_attention, keep_windows_apart, undo_keep_windows_apart
 from .grafting import graft, ungraft
 from .in_place import save_memory, undo_save_memory
@@ -43,6 +43,7 @@ from .stage_carrying import undo_no_windows
 from .stages import Stage, allowed_blocks
 from .timm_carrying import makes_the_grid, move_checkpointing_into_blocks, undo_move_checkpointing
 from .transformers_carrying import AddingEncoder
+from .unit_carrying import attends_in_units, put_units_aside
 from .windowed_phis import check_windowed
 
 RECORD = "_skipat_record"
@@ -154,7 +155,7 @@ def apply_to_tower(
         _like(phi, blocks[index])
     if family.checkpoints_calls:
         move_checkpointing_into_blocks(tower, family)
-    removed = {i: _skip(blocks[i], family, phi) for i, phi in phis.items()}
+    removed = {i: _skip(blocks[i], family, phi, family.stage_of(tower, i)) for i, phi in phis.items()}
     for index in reached(stages, config):
         feeds_next = index + 1 in phis
         if index in phis:
@@ -166,9 +167,9 @@ def apply_to_tower(
     _carry_grid(tower, family, config)
     if not family.checkpoints_calls:  # timm gives no attention maps
         collector = collector_of(model or tower, tower)
-        if family.stages:  # of each stage, the map of its last block
+        if family.stages or family.in_units:  # of each stage, the map of its last block, in Hiera unit by unit
             without = tuple(n for n, stage in enumerate(stages) if stage.blocks[-1] in phis)
-            fill_attentions(collector, stages, without, exactly=True)
+            fill_attentions(collector, stages, without, (5,) if family.in_units else (4,), exactly=True)
         else:
             fill_attentions(collector, blocks, config.skip, (3, 4) if family.maps else (4,))
     tower.__dict__[RECORD] = Record(family, config, removed if keep_removed else None)
@@ -202,6 +203,7 @@ def restore_tower(tower: nn.Module) -> None:
             module = blocks[index].get_submodule(slot)
             ungraft(module)
             module.__dict__.pop("skipat_family", None)
+            module.__dict__.pop("skipat_units", None)
         if family.maps and not family.stages:
             undo_windows(blocks[index], blocks[index].get_submodule(family.attention))
         elif family.folded:
@@ -256,9 +258,10 @@ def _put(block: nn.Module, slot: str, module: nn.Module | None) -> None:
     setattr(block.get_submodule(part), name, module)
 
 
-def _skip(block: nn.Module, family: Family, phi: Phi) -> dict[str, nn.Module | None]:
+def _skip(block: nn.Module, family: Family, phi: Phi, stage: Stage) -> dict[str, nn.Module | None]:
     """Put Φ into a block and return what was taken out, by slot: nothing where a part of the MSA is kept."""
     removed: dict[str, nn.Module | None] = {}
+    within = family.in_units and attends_in_units(block, family)
     lay_out_no_windows(block, family)
     if family.channels_first and not family.stages:
         graft(block, ChannelsFirstBlock)
@@ -268,6 +271,8 @@ def _skip(block: nn.Module, family: Family, phi: Phi) -> dict[str, nn.Module | N
         attention.__dict__["skipat_family"] = family
     else:
         removed = take_out(block, family, SkippedAttention(family.returns_tuple), keep_norm=phi.reads_x)
+    if stage.units:
+        put_units_aside(block, family, stage.units, within)
     _box_norm(block, family)
     graft(block, SkippedBlock)
     save_memory(block, family.attention)
@@ -333,8 +338,7 @@ def _carry_grid(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
     elif family.pooled:
         for stage in family.stage_list(tower):
             if not config.phi.keys().isdisjoint(stage.blocks):
-                graft(blocks[stage.blocks.start], FirstPoolingBlock)
-        return
+                _start_stage(blocks[stage.blocks.start], family, stage.grid(family.grid(tower)))
     elif family.maps:
         graft(first, FirstChannelsFirstBlock if family.channels_first else FirstMapBlock)
         return
@@ -351,9 +355,18 @@ def _carry_grid(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
         source.__dict__["skipat_family"] = family
 
 
+def _start_stage(block: nn.Module, family: Family, grid: Grid) -> None:
+    """Have the first block of a stage set the grid out: from the map that it is given, or the one that there can be."""
+    if family.maps:
+        graft(block, FirstPoolingBlock)
+        return
+    graft(block, FirstBlock)
+    block.__dict__["skipat_patches"] = (FixedGrid(grid),)
+
+
 def _encoders(tower: nn.Module, family: Family) -> list[nn.Module]:
     """The modules through which the tower runs its blocks, on what its embeddings gave."""
-    if family.stages:  # whose first blocks know the grid by themselves
+    if family.stages or family.pooled:  # whose first blocks know the grid by themselves
         return []
     path = family.blocks.split(".")
     owners = [".".join(path[: end + 1]) for end in range(len(path))]
@@ -374,7 +387,8 @@ def _drop_grid(tower: nn.Module, family: Family) -> None:
         ungraft(module)
     if family.checkpoints_calls:
         undo_move_checkpointing(tower, family)
-    family.block_list(tower)[0].__dict__.pop("skipat_patches", None)
+    for stage in family.stage_list(tower):
+        family.block_list(tower)[stage.blocks.start].__dict__.pop("skipat_patches", None)
     if family.packs or family.folded:
         undo_bring_grids(tower)
     if family.embeddings is not None:

@@ -36,7 +36,8 @@ class Family:
         name: What users call the family; no two have the same.
         towers: Dotted paths of the classes that own the blocks.
         block: Dotted path of the class of every block.
-        blocks: Path of the sequence of blocks; where there are stages, from a stage, and empty where that is one.
+        blocks: Path of the sequence of blocks; where there are stages, from a stage, and empty where that is one. With
+            ``*`` for a part, of the sequences in all modules there: where each stage has one, and `pooled` says which.
         norm: Slot of the norm that feeds the attention; None where the attention reads the block's input itself.
         attention: Slot of the MSA; with dots, in a part of the block.
         returns_tuple: Whether the MSA returns (Z, weights) rather than Z.
@@ -71,8 +72,8 @@ class Family:
             where its `window_size` is positive.
         channels_first: Whether those maps are (B, D, H, W) between blocks.
         stages: How the tower keeps its blocks, where it has stages, whose blocks attend within windows.
-        pooled: From the tower, its stages, where an MSA at the beginning of one makes the map smaller by itself, and
-            all blocks lie in one sequence.
+        pooled: From the tower, its stages, where an MSA at the beginning of one makes the map smaller by itself. Where
+            hidden states are no `maps`, their tokens lie in the units that each stage names.
         folded: How the tower keeps each window of an image as an image of its own, where it does.
         inputs: From the tower and images (B, C, H, W), what its forward takes by name, the patches first; where that
             is not the images.
@@ -115,7 +116,7 @@ class Family:
 
     def block_list(self, tower: nn.Module) -> nn.ModuleList | nn.Sequential:
         """The blocks, in order; of all stages in one list, which is not the tower's own."""
-        if self.stages is None:
+        if self.stages is None and "*" not in self.blocks:
             return tower.get_submodule(self.blocks)  # type: ignore[return-value]
         return nn.ModuleList(map(tower.get_submodule, self.block_paths(tower)))
 
@@ -125,12 +126,19 @@ class Family:
 
     def block_paths(self, tower: nn.Module) -> list[str]:
         """Where the blocks are, from the tower, in order."""
-        owners = [self.blocks] if self.stages is None else [self._within(path) for path in self.stage_paths(tower)]
+        owners = [self._within(path) for path in self.stage_paths(tower)] or self._sequences(tower)
         return [f"{owner}.{name}" for owner in owners for name, _ in tower.get_submodule(owner).named_children()]
 
     def _within(self, stage: str) -> str:
         """The path of the blocks of a stage."""
         return f"{stage}.{self.blocks}" if self.blocks else stage
+
+    def _sequences(self, tower: nn.Module) -> list[str]:
+        """Where the sequences of blocks are, from a tower whose stages are no `Stages`."""
+        owner, several, inner = self.blocks.partition(".*.")
+        if not several:
+            return [self.blocks]
+        return [f"{owner}.{name}.{inner}" for name, _ in tower.get_submodule(owner).named_children()]
 
     def stage_paths(self, tower: nn.Module) -> list[str]:
         """Where the stages are, from the tower, in order; none where it has no stages."""
@@ -178,6 +186,11 @@ class Family:
     def shape_of_input(self, tower: nn.Module) -> tuple[int, ...]:
         """The shape of one input at the configured size."""
         return (self.input_shape or self.image_size)(tower)
+
+    @property
+    def in_units(self) -> bool:
+        """Whether tokens lie in units."""
+        return self.pooled is not None and not self.maps
 
     @property
     def takes_ragged(self) -> bool:

@@ -3,7 +3,8 @@
 Such a block lays its map out in windows between its norm and its MSA, where its `window_size` is positive, and takes
 them back to the map after it. Z is defined on the map: the output of the MSA, windowed or global, after that. So a
 block that hands its Z on has both steps moved into its MSA, and one that is skipped has neither: the host is told a
-negative size. It is not set to 0, by which SAM-HQ knows the blocks whose output its decoder reads.
+negative size. It is not set to 0, by which SAM-HQ knows the blocks whose output its decoder reads. timm's HieraDet is
+told so by a flag of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from .carrying import boxed_like, carry, first_argument
 from .family import pair
 from .grafting import Grafted, graft
 from .windows import Windows
+
+_FLAG = "is_windowed"
 
 
 class FirstMapBlock(Grafted):
@@ -35,10 +38,9 @@ class FirstMapBlock(Grafted):
 class FirstPoolingBlock(FirstMapBlock):
     """The first block of a stage, whose MSA makes the map smaller, but for that of the first stage."""
 
-    query_stride: Any
-
     def skipat_pools(self) -> tuple[int, int]:
-        return (1, 1) if self.query_stride is None else pair(self.query_stride)
+        stride = getattr(self, "query_stride", getattr(self, "q_stride", None))  # of transformers, of timm
+        return (1, 1) if stride is None else pair(stride)
 
 
 class FirstChannelsFirstBlock(FirstMapBlock):
@@ -77,34 +79,41 @@ class WindowedAttention(Grafted):
         out = super().forward(windows.partition(x), *args[1:], **others)  # type: ignore[misc]
         z, *rest = out if isinstance(out, tuple) else (out,)
         side = z.shape[1]  # of an MSA that makes its windows smaller, and so the map
-        z = Windows.square(side).unpartition(z, [length * side // self.skipat_window for length in x.shape[1:3]])
+        grid = [x.shape[axis] * side // self.skipat_window for axis in (1, 2)]
+        z = Windows.square(side).unpartition(z, grid)
         return (z, *rest) if isinstance(out, tuple) else z
 
 
 def window_of(block: Any) -> int:
     """The side of the windows within which a block attends, or did before it was cut; 0 where it attends globally."""
-    return abs(block.window_size)
+    return abs(pair(block.window_size)[0])
 
 
 def attends_in_windows(block: Any) -> bool:
     """Whether what the MSA of a block takes and gives is laid out in windows, as it is where nothing was cut."""
-    return block.window_size > 0
+    return getattr(block, _FLAG, pair(block.window_size)[0] > 0)
 
 
 def move_windows(block: Any, attention: nn.Module) -> None:
     """Have a block give its MSA the map, and the MSA lay it out. Before any other graft on the MSA."""
     if attends_in_windows(block):
         graft(attention, WindowedAttention)
-        attention.__dict__["skipat_window"] = block.window_size
-        block.window_size = -block.window_size
+        attention.__dict__["skipat_window"] = window_of(block)
+        drop_windows(block)
 
 
 def drop_windows(block: Any) -> None:
     """Have a block, whose MSA is skipped, leave its map as it is."""
-    block.window_size = -window_of(block)
+    if hasattr(block, _FLAG):
+        block.is_windowed = False
+    else:
+        block.window_size = -window_of(block)
 
 
 def undo_windows(block: Any, attention: nn.Module) -> None:
     """Undo either; what is grafted on the MSA is taken off with all other grafts."""
-    block.window_size = window_of(block)
+    if hasattr(block, _FLAG):
+        block.is_windowed = window_of(block) > 0
+    else:
+        block.window_size = window_of(block)
     attention.__dict__.pop("skipat_window", None)

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .units import Units
 from .windows import Windows
 
 
@@ -25,12 +26,14 @@ class Stage:
         width: D of their tokens.
         merged: How many patches of the first stage one of theirs stands for, along each axis.
         fills: Whether a grid that is no whole number of those is filled up, or the rest of it left out.
+        units: How the tokens lie where they do not lie row by row.
     """
 
     blocks: range
     width: int
     merged: int = 1
     fills: bool = True
+    units: Units | None = None
 
     def grid(self, patches: tuple[int, ...]) -> tuple[int, ...]:
         """Its grid, from that of the first stage."""

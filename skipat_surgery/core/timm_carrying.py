@@ -56,7 +56,7 @@ class PosEmbedTower(TimmTower):
 
 def makes_the_grid(tower: Any, family: Family) -> bool:
     """Whether tokens carry the grid out of a method of the tower."""
-    return family.embeddings is None and hasattr(tower, "_pos_embed")
+    return family.embeddings is None and family.pooled is None and hasattr(tower, "_pos_embed")
 
 
 def move_checkpointing_into_blocks(tower: Any, family: Family) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from .family import Family, Grid, pair
 from .map_projections import timm_sam_projections
 from .padded_grids import naflex_grids
+from .timm_hiera import fixed_size, hiera_projections, pooled, pretrained_size, refuse_units, strided
 from .timm_projections import gemma4_attends, gemma4_projections
 from .timm_shapes import DROPS, timm_family
 from .timm_stage_families import STAGE_FAMILIES
@@ -56,6 +57,15 @@ _NAFLEX: dict[str, Any] = {
     "refuse": _refuse_naflex,
     "ragged": naflex_grids,
 }
+_HIERA: dict[str, Any] = {
+    "final_norm": None,
+    "width": lambda tower: tower.blocks[0].dim_out,
+    "num_prefix_tokens": lambda tower: 0,
+    "image_to_grid": strided,
+    "projections": hiera_projections,
+    "attends": lambda attention: True,
+    "pooled": pooled,
+}
 FAMILIES: tuple[Family, ...] = (
     timm_family("VisionTransformer", "vision_transformer", "VisionTransformer", _BLOCK),
     timm_family(
@@ -93,6 +103,17 @@ FAMILIES: tuple[Family, ...] = (
         projections=timm_sam_projections,
         maps=True,
     ),
+    timm_family("Hiera", "hiera", "Hiera", "HieraBlock", **_HIERA, image_size=fixed_size, refuse=refuse_units),
+    timm_family(
+        "HieraDet",
+        "hieradet_sam2",
+        "HieraDet",
+        "MultiScaleBlock",
+        **_HIERA,
+        image_size=pretrained_size,
+        refuse=lambda tower: None,
+        maps=True,
+    ),
     timm_family(
         "Gemma 4 ViT",
         "gemma4_vit",
@@ -117,8 +138,6 @@ REFUSED: dict[str, str] = {
     for module, reason in {
         "xcit": "it attends over channels, not over tokens, so there is no MSA to skip",
         "gcvit": "every second of its blocks asks with queries from outside the block, one window's for all windows",
-        "hiera": "its tokens lie in the order of the units within which they attend, not on a grid",
-        "hieradet_sam2": "its blocks attend within windows, and where a stage begins its MSA itself merges patches",
         "mvitv2": "its MSA pools queries, keys and values by convolutions and adds the queries to its output",
         "pvt_v2": "in all stages but the last its keys are of fewer tokens, so that little is left to save",
         "twins": "its attentions are over fewer keys, and in the SVT kind by turns within windows",

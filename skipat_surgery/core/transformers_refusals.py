@@ -12,6 +12,9 @@ REFUSED: dict[str, str] = {
     "Φ has no grid; load its encoder as a VideoMAEModel, or as a VideoMAEForVideoClassification",
     "transformers.models.timesformer.": "its blocks attend twice, over the frames of a patch and over the patches of a "
     "frame, so that no one MSA gives Z; use a model that attends to all patches at once: VideoMAE, ViViT or V-JEPA 2",
-    "transformers.models.hiera.": "its tokens lie in the order of the units within which they attend, and the grid "
-    f"changes from stage to stage; {_PLAIN}, or a Swin",
+    "transformers.models.hiera.modeling_hiera.HieraBackbone": "it does not lay its tokens out in the units in which "
+    "its blocks attend and pool, so that what they take for neighbours are none on any grid; use a HieraModel, whose "
+    "reshaped_hidden_states are the maps of its stages",
+    "transformers.models.hiera.modeling_hiera.HieraForPreTraining": "it takes units of patches out at random, so Φ has "
+    "no grid; load its encoder as a HieraModel, or as a HieraForImageClassification",
 }

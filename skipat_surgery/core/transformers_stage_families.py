@@ -1,4 +1,4 @@
-"""The families of transformers whose blocks lie in stages, and attend within windows."""
+"""The families of transformers whose blocks lie in stages, and attend within windows, or units."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor
 from .dual_carrying import SkippedDualBlock, TappedDualBlock, dual_windows
 from .family import Family, Grid, pair
 from .map_carrying import FirstChannelsFirstBlock
-from .stages import Stages
+from .stages import Stage, Stages
+from .tokens import by
 from .transformers_shapes import SHAPE_V, transformers_family
 from .transformers_stages import FirstLayer, SkippedLayer, TappedLayer, windows_of
+from .units import Units
 
 
 def _grid(tower: Any, height: int, width: int) -> Grid:
@@ -86,6 +88,37 @@ def _swin(name: str, module: str, prefix: str, *, post_norm: bool = False, **dif
     return transformers_family(name, module, towers, f"{prefix}Layer", 0, **{**shape, **differs})
 
 
+def _one_size(embeddings: Any, height: int, width: int) -> Grid:
+    """Of Hiera, which does not tell its blocks how large an image is."""
+    patches = embeddings.patch_embeddings
+    if (height, width) != tuple(patches.image_size):
+        wanted = by(patches.image_size)
+        raise ValueError(
+            f"where Hiera is cut, it takes images of the size that it is configured for, {wanted}, got "
+            f"{height}×{width}: resize them, or cut a model whose config.image_size is theirs"
+        )
+    return tuple(patches.tokens_spatial_shape)
+
+
+def _pooled(tower: Any) -> list[Stage]:
+    """Hiera's stages: the first blocks of some of them make the map smaller."""
+    config, found, start = tower.config, [], 0
+    side, parted = config.query_stride[0], len(config.depths) - 1
+    for number, depth in enumerate(config.depths):
+        pooled = min(number, config.num_query_pool)
+        width = int(config.embed_dim * config.embed_dim_multiplier**number)
+        blocks = range(start, start + depth)
+        found.append(Stage(blocks, width, side**pooled, fills=False, units=Units(side, parted - pooled)))
+        start += depth
+    return found
+
+
+def _refuse_masks(tower: Any) -> str | None:
+    if tower.embeddings.is_mae:
+        return "it takes units of patches out at random, so Φ has no grid; build it with is_mae=False"
+    return None
+
+
 STAGE_FAMILIES: tuple[Family, ...] = (
     _swin("Swin", "swin", "Swin"),
     _swin("Swin v2", "swinv2", "Swinv2", post_norm=True),
@@ -130,5 +163,18 @@ STAGE_FAMILIES: tuple[Family, ...] = (
             between=lambda tower, stage, x, args: tower.convs[stage + 1](x),
             merges="convs",
         ),
+    ),
+    transformers_family(
+        "Hiera",
+        "hiera",
+        ("HieraModel",),
+        "HieraLayer",
+        0,
+        **{**SHAPE_V, "blocks": "encoder.stages.*.layers", "attention": "attn", "final_norm": None},
+        image_to_grid=_one_size,
+        width=lambda tower: tower.config.embed_dim,
+        blocks_return_tuple=True,
+        refuse=_refuse_masks,
+        pooled=_pooled,
     ),
 )

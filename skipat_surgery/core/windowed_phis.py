@@ -15,12 +15,15 @@ from .config import PhiConfig, SkipatConfig
 from .family import Family
 from .folded_carrying import attends_globally
 from .map_carrying import attends_in_windows
+from .unit_carrying import attends_in_units
 
 
 def is_windowed(family: Family, block: nn.Module) -> bool:
-    """Whether a block that is not cut attends within windows."""
+    """Whether a block that is not cut attends within windows, or units."""
     if family.folded:
         return not attends_globally(block, family)
+    if family.in_units:
+        return attends_in_units(block, family)
     return family.stages is not None or (family.maps and attends_in_windows(block))
 
 

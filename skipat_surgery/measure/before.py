@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..core.cutting import RECORD, Record, restore_tower
 from ..core.grafting import ungraft
 from ..core.map_carrying import window_of
+from ..core.unit_carrying import attends_in_units
 
 
 def before(tower: nn.Module, record: Record) -> nn.Module:
@@ -55,11 +56,14 @@ def _made_like(tower: nn.Module, record: Record, index: int) -> dict[str, nn.Mod
     for slot in filter(None, (family.attention,) if phi.reads_x else (family.attention, family.norm)):
         module = made[slot] = copy.deepcopy(first.get_submodule(slot))
         ungraft(module)
-    if family.stages or not family.maps:
+    if family.stages or not (family.maps or family.pooled):
         return made
     attention: Any = made[family.attention]
     if family.pooled:  # the first MSA of a stage reads the tokens of the one before, and makes their map smaller
-        attention.query_stride = None
+        pools = next(name for name in ("q_pool", "q_stride", "query_stride") if hasattr(attention, name))
+        setattr(attention, pools, 1 if family.in_units else None)
+        if family.in_units:
+            attention.use_mask_unit_attn = attends_in_units(block, family)
         attention.qkv = nn.Linear(stage.width, attention.qkv.out_features, device="meta")
         if family.norm in made:
             made[family.norm] = nn.LayerNorm(stage.width, device="meta")

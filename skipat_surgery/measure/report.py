@@ -208,10 +208,10 @@ def _report_tower(path: str, tower: nn.Module, record: Record) -> TowerReport:
 
 def _before(tower: nn.Module, record: Record, sizes: list[int], macs: list[int]) -> tuple[list[int], list[int]]:
     """The parameters and MACs of each block before the cut, from what they are now."""
-    if record.family.maps or record.family.stages or record.family.folded:
+    family = record.family
+    if family.maps or family.stages or family.folded or family.pooled:
         stock = before(tower, record)
-        blocks = record.family.block_list(stock)
-        return [count_parameters(block) for block in blocks], count_macs(stock, record.family)[1]
+        return [count_parameters(block) for block in family.block_list(stock)], count_macs(stock, family)[1]
     like = [_attended_like(index, tower, record) for index in range(len(sizes))]
     return [sizes[index] for index in like], [macs[index] for index in like]
 

@@ -207,8 +207,8 @@ def merge_tokens(model: nn.Module, r: int | Sequence[int]) -> nn.Module:
     """
     model = copy.deepcopy(model)
     tower = Tower.of(model)
-    if tower.family.stages:
-        raise ValueError(f"{type(model).__name__} merges patches itself, between its stages, and needs their grid")
+    if len(tower.stages) > 1:
+        raise ValueError(f"{type(model).__name__} merges patches itself, from stage to stage, and needs their grid")
     counts = [r] * len(tower.blocks) if isinstance(r, int) else list(r)
     for index in tower.skip:
         phi = tower.config.phi[index]

@@ -14,6 +14,7 @@ from . import (
     timm_towers,
     torchvision_towers,
     transformers_towers,
+    units,
     vision_language,
 )
 from .case import Case, InStages, output_tensors
@@ -29,6 +30,7 @@ CASES: list[Case] = [
     *stages.CASES,
     *dual.CASES,
     *folded.CASES,
+    *units.CASES,
 ]
 LEADS: list[Case] = list({case.family: case for case in reversed(CASES)}.values())[::-1]
 

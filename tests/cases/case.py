@@ -29,12 +29,14 @@ class InStages:
         depths: The number of blocks of each stage.
         halves: Whether the grid is halved from stage to stage.
         flat: Whether the blocks of all stages lie in one list.
+        units: Where tokens lie in units, how often the map of each stage is parted.
     """
 
     path: str
     depths: tuple[int, ...]
     halves: bool = True
     flat: bool = False
+    units: tuple[int, ...] = ()
 
     def format(self, index: int) -> str:
         """Of block `index`."""
@@ -98,6 +100,12 @@ class Case:
     def grids(self, images: Tensor) -> list[tuple[int, ...]]:
         """The grid of each block; none where there are no stages."""
         return grids_of(self.depths, self.grid(images), self.msa.halves) if isinstance(self.msa, InStages) else []
+
+    @property
+    def units(self) -> list[int]:
+        """How often the map of each block is parted; none where tokens lie row by row."""
+        times = self.msa.units if isinstance(self.msa, InStages) else ()
+        return [times[stage] for stage in range(len(times)) for _ in range(self.depths[stage])]
 
     def skippable(self, blocks: Iterable[int]) -> list[int]:
         """Those of some blocks with which no stage begins."""

@@ -220,6 +220,18 @@ _SAM2_VISION: dict[str, Any] = {
     "fpn_top_down_levels": [1],
     "num_feature_levels": 2,
 }
+# The same of timm, which knows the side of images by what its weights are for.
+HIERADET: dict[str, Any] = {
+    "embed_dim": 16,
+    "num_heads": 2,
+    "num_classes": 5,
+    "stages": (4, 2),
+    "q_pool": 1,
+    "window_spec": (4, 2),
+    "global_att_blocks": (2, 5),
+    "global_pos_size": (2, 2),
+    "pretrained_cfg_overlay": {"input_size": (3, 32, 32)},
+}
 STAGED: list[Case] = [
     Case(
         name,
@@ -233,6 +245,20 @@ STAGED: list[Case] = [
     for name, path, build in (
         ("Sam2HieraDetModel", "", make.of("Sam2HieraDetModel", "Sam2HieraDetConfig", **SAM2)),
         ("Sam2VisionModel", "backbone.", make.of("Sam2VisionModel", "Sam2VisionConfig", **_SAM2_VISION)),
+    )
+] + [
+    Case(
+        f"timm hieradet{also}",
+        "HieraDet (timm)",
+        make.timm_hiera("hieradet_small", **HIERADET, **differs),
+        InStages(f"{path}blocks.{{}}.attn", (4, 2), flat=True),
+        prefix=0,
+        patch=4,
+        others=((32, 64), (64, 32), (48, 80)),
+    )
+    for also, path, differs in (
+        ("", "", {}),
+        (", features only", "model.", {"features_only": True, "out_indices": (0, 1)}),
     )
 ]
 

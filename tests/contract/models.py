@@ -77,7 +77,7 @@ def equations(
     pools = {i: phi.pool for i, phi in phis.items() if phi.pool}
     asking = {i for i, phi in phis.items() if phi.queries == "patches"}
     shape = case.layout(images), case.prefix, case.suffix
-    how = attends, pools, asking, case.merge, case.window, case.grids(images), case.folded
+    how = attends, pools, asking, case.merge, case.window, case.grids(images), case.folded, case.units
     return reference.paper_equations(stock, case.msa, DEPTH, weights, *shape, *how)
 
 
