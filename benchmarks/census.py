@@ -36,8 +36,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, model_type_to_module_name
 
 from skipat_surgery.commands.options import parse
+from skipat_surgery.core.checking import check_phis
 from skipat_surgery.core.config import SkipatConfig
-from skipat_surgery.core.cutting import apply_to_tower, check_phis
+from skipat_surgery.core.cutting import apply_to_tower
 from skipat_surgery.core.finding import UnsupportedModelError, find_tower, towers_in
 from skipat_surgery.core.tables import markdown_table
 from skipat_surgery.core.windowed_phis import suited

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from . import timm_model
 from .core import modeling
 from .core.attention_maps import unfill_attentions
+from .core.checking import check_cut
 from .core.config import PhiConfig, SkipatConfig
 from .core.cutting import (
     Record,
     apply_to_tower,
-    check_cut,
     check_restorable,
     forget_removed,
     reached,

@@ -18,8 +18,9 @@ from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
 from .core.card import model_card, write_card
+from .core.checking import check_cut
 from .core.config import SkipatConfig
-from .core.cutting import apply_to_tower, check_cut
+from .core.cutting import apply_to_tower
 from .core.finding import families_of, find_tower
 from .core.grafting import Grafted, graft, ungraft
 from .core.hub import push

@@ -9,42 +9,20 @@ from operator import attrgetter
 from torch import nn
 
 from .attention_maps import collector_of, fill_attentions
-from .carrying import (
-    BoxedNorm,
-    Carrier,
-    Encoder,
-    FeedingBlock,
-    FirstBlock,
-    FixedGrid,
-    GridSource,
-    PassingBlock,
-    SkippedAttention,
-    SkippedBlock,
-    TappedAttention,
-)
+from .carrying import BoxedNorm, FeedingBlock, PassingBlock, SkippedAttention, SkippedBlock, TappedAttention
 from .config import SkipatConfig
-from .family import Family, Grid
-from .folded_carrying import bring_window_grid, join_in_attention, keep_windows_apart, undo_keep_windows_apart
+from .family import Family
+from .folded_carrying import join_in_attention, keep_windows_apart, undo_keep_windows_apart
 from .grafting import graft, ungraft
+from .grid_carrying import carry_grid, drop_grid
 from .in_place import save_memory, undo_save_memory
 from .kept_attention import KeptAttention
-from .map_carrying import (
-    ChannelsFirstBlock,
-    FirstChannelsFirstBlock,
-    FirstMapBlock,
-    FirstPoolingBlock,
-    drop_windows,
-    move_windows,
-    undo_windows,
-)
-from .packed_carrying import FirstPackedBlock, bring_grids, undo_bring_grids
+from .map_carrying import ChannelsFirstBlock, drop_windows, move_windows, undo_windows
 from .phi import Phi
 from .stage_carrying import undo_no_windows
-from .stages import Stage, allowed_blocks
-from .timm_carrying import makes_the_grid, move_checkpointing_into_blocks, undo_move_checkpointing
-from .transformers_carrying import AddingEncoder
+from .stages import Stage
+from .timm_carrying import move_checkpointing_into_blocks
 from .unit_carrying import attends_in_units, put_units_aside
-from .windowed_phis import check_windowed
 
 RECORD = "_skipat_record"
 
@@ -66,68 +44,6 @@ def records_of(model: nn.Module) -> list[tuple[str, nn.Module, Record]]:
     """The cut towers in a model, as (path, tower, record)."""
     found = [(path, module, module.__dict__.get(RECORD)) for path, module in model.named_modules()]
     return [(path, module, record) for path, module, record in found if record is not None]
-
-
-def check_cut(tower: nn.Module, family: Family, config: SkipatConfig, what: str) -> None:
-    """Check that a tower can be cut so: the blocks, and each Φ.
-
-    Raises:
-        ValueError: It cannot.
-    """
-    check_skip(tower, family, config, what)
-    check_phis(tower, family, config)
-
-
-def check_skip(tower: nn.Module, family: Family, config: SkipatConfig, what: str) -> None:
-    """Check the skipped blocks against a model's depth, its stages, and its last blocks that see further tokens.
-
-    Raises:
-        ValueError: None is skipped, block 0 is, an index is out of range, or one of those last blocks is skipped, or
-            the first of a stage.
-    """
-    num_blocks, num_late = len(family.block_list(tower)), family.num_late_blocks(tower)
-    stages = family.stage_list(tower)
-    listed = allowed_blocks(stages) if len(stages) > 1 else f"1 to {num_blocks - num_late - 1}"
-    allowed = f"allowed are {listed}, counted from 0"
-    if not config.skip:
-        raise ValueError("skip is empty: name at least one block to skip, such as range(3, 9)")
-    outside = [index for index in config.skip if not 0 <= index < num_blocks]
-    if outside:
-        raise ValueError(f"skip names {outside}, but {what} has {num_blocks} blocks; {allowed}")
-    if 0 in config.skip:
-        raise ValueError(f"block 0 cannot be skipped: no block before it gives a Z to start from; {allowed}")
-    first = [stage.blocks.start for stage in stages if stage.blocks.start in config.skip]
-    if first:
-        raise ValueError(
-            f"skip names {first}, where a stage of {what} begins: the Z before has another grid and width, so that the "
-            f"first block of a stage cannot be skipped; {allowed}"
-        )
-    late = [index for index in config.skip if index >= num_blocks - num_late]
-    if late:
-        raise ValueError(
-            f"skip names {late}, but queries join the patches before the last {num_late} of the {num_blocks} blocks of "
-            f"{what}, and no Z from before has those tokens; {allowed}"
-        )
-
-
-def check_phis(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
-    """Check that each Φ fits its tower: its kernel the axes of the grid, and the MSA what is kept of it.
-
-    Raises:
-        ValueError: One does not.
-    """
-    axes = len(family.grid(tower))
-    special = family.num_prefix_tokens(tower) + family.num_suffix_tokens(tower)
-    for index, phi in config.phi.items():
-        phi.kernel(axes)
-        block = family.block_list(tower)[index]
-        check_windowed(family, block, index, phi, special)
-        attention = block.get_submodule(family.attention)
-        if (phi.pool or (phi.prefix == "attend" and special)) and not family.attends(attention):
-            raise ValueError(
-                f"no part of the MSA of block {index} can be kept, as its {type(attention).__name__} is of no kind "
-                "that is known: pass PhiConfig(prefix='mix', pool=0), or PhiConfig.paper()"
-            )
 
 
 def apply_to_tower(
@@ -164,7 +80,7 @@ def apply_to_tower(
             _tap(blocks[index], family, tower)
         else:
             graft(blocks[index], PassingBlock)
-    _carry_grid(tower, family, config)
+    carry_grid(tower, family, config)
     if not family.checkpoints_calls:  # timm gives no attention maps
         collector = collector_of(model or tower, tower)
         if family.stages or family.in_units:  # of each stage, the map of its last block, in Hiera unit by unit
@@ -210,7 +126,7 @@ def restore_tower(tower: nn.Module) -> None:
             undo_keep_windows_apart(blocks[index], family)
         ungraft(blocks[index])
         undo_no_windows(blocks[index])
-    _drop_grid(tower, family)
+    drop_grid(tower, family)
     del tower.__dict__[RECORD]
 
 
@@ -313,88 +229,6 @@ def _box_norm(block: nn.Module, family: Family) -> None:
     """Let the norm before an MSA, or what took its slot, hand the box on."""
     if family.norm is not None:
         graft(block.get_submodule(family.norm), BoxedNorm)
-
-
-def _carry_grid(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
-    """Let the patch grid travel from the images to the blocks."""
-    for path in family.carriers:
-        graft(tower.get_submodule(path), Carrier)
-    adding = _adding_encoder(tower, family)
-    if adding is not None:
-        graft(adding, AddingEncoder)
-    blocks = family.block_list(tower)
-    if family.stages:
-        for stage in family.stage_list(tower):
-            if not config.phi.keys().isdisjoint(stage.blocks):
-                graft(blocks[stage.blocks.start], family.stages.first)
-        return
-    first, encoders = blocks[0], _encoders(tower, family)
-    if family.packs:
-        bring_grids(tower, family, has_encoder=bool(encoders))
-        if not encoders:
-            graft(first, FirstPackedBlock)
-    elif family.folded:
-        bring_window_grid(tower, family)
-    elif family.pooled:
-        for stage in family.stage_list(tower):
-            if not config.phi.keys().isdisjoint(stage.blocks):
-                _start_stage(blocks[stage.blocks.start], family, stage.grid(family.grid(tower)))
-    elif family.maps:
-        graft(first, FirstChannelsFirstBlock if family.channels_first else FirstMapBlock)
-        return
-    elif family.embeddings is None and not makes_the_grid(tower, family):
-        graft(first, FirstBlock)
-        known = getattr(tower, "patch_embed", None)  # of timm, which may give it another size later
-        first.__dict__["skipat_patches"] = (known if hasattr(known, "grid_size") else FixedGrid(family.grid(tower)),)
-        return
-    for encoder in encoders:
-        graft(encoder, Encoder)
-    if family.embeddings is not None:
-        source = tower.get_submodule(family.embeddings)
-        graft(source, GridSource)
-        source.__dict__["skipat_family"] = family
-
-
-def _start_stage(block: nn.Module, family: Family, grid: Grid) -> None:
-    """Have the first block of a stage set the grid out: from the map that it is given, or the one that there can be."""
-    if family.maps:
-        graft(block, FirstPoolingBlock)
-        return
-    graft(block, FirstBlock)
-    block.__dict__["skipat_patches"] = (FixedGrid(grid),)
-
-
-def _encoders(tower: nn.Module, family: Family) -> list[nn.Module]:
-    """The modules through which the tower runs its blocks, on what its embeddings gave."""
-    if family.stages or family.pooled:  # whose first blocks know the grid by themselves
-        return []
-    path = family.blocks.split(".")
-    owners = [".".join(path[: end + 1]) for end in range(len(path))]
-    inner = [owner for owner in owners if not f"{family.embeddings}.".startswith(f"{owner}.")]
-    modules = [tower.get_submodule(owner) for owner in inner]
-    return [module for module in modules if not isinstance(module, nn.ModuleList)]  # which has no forward
-
-
-def _adding_encoder(tower: nn.Module, family: Family) -> nn.Module | None:
-    """The encoder that adds position embeddings between its blocks, where this tower has one."""
-    encoder = None if family.adds_between is None else tower.get_submodule(family.adds_between)
-    return encoder if getattr(encoder, "interpolation", None) is not None else None
-
-
-def _drop_grid(tower: nn.Module, family: Family) -> None:
-    """Undo `_carry_grid`."""
-    for module in (*map(tower.get_submodule, family.carriers), *_encoders(tower, family)):
-        ungraft(module)
-    if family.checkpoints_calls:
-        undo_move_checkpointing(tower, family)
-    for stage in family.stage_list(tower):
-        family.block_list(tower)[stage.blocks.start].__dict__.pop("skipat_patches", None)
-    if family.packs or family.folded:
-        undo_bring_grids(tower)
-    if family.embeddings is not None:
-        source = tower.get_submodule(family.embeddings)
-        ungraft(source)
-        del source.__dict__["skipat_family"]
 
 
 def _like(module: nn.Module, block: nn.Module) -> nn.Module:

@@ -31,8 +31,9 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .auto_classes import PREFIX, auto_class_names, auto_map, auto_mappings, loader_of, names_in
 from .card import model_card, write_card
+from .checking import check_cut
 from .config import SkipatConfig
-from .cutting import Record, apply_to_tower, check_cut, records_of
+from .cutting import Record, apply_to_tower, records_of
 from .finding import FAMILIES, find_tower
 from .grafting import Grafted, cached
 from .hub import PUSH_OPTIONS, push

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.checking import check_skip
 from ..core.config import PhiConfig, SkipatConfig
-from ..core.cutting import check_skip, lay_out_no_windows, take_out
+from ..core.cutting import lay_out_no_windows, take_out
 from ..core.in_place import save_memory
 from ..tower import Tower
 
