@@ -36,7 +36,7 @@ def assert_fits_as_the_stock_model(stock: nn.Module, other: dict[str, Any], phi:
     cut.save_pretrained(tmp_path / "cut")
     try:
         fitted = created(tmp_path / "stock", 0, **other).state_dict()
-    except (ValueError, RuntimeError) as error:
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:  # NesT asserts, DaViT takes no size
         pytest.skip(f"the stock model cannot be fitted either: {error}")
     found = created(tmp_path / "cut", 0, **other).state_dict()
     assert found.keys() == cut.state_dict().keys()

@@ -21,6 +21,7 @@ class Units:
     """How tokens lie whose map is parted so many more times, `side` patches along each axis becoming one.
 
     Examples:
+        >>> import torch
         >>> places = torch.arange(16).view(1, 16, 1)
         >>> Units(side=2, times=1).put_back(places, (4, 4))[0, :4, 0]
         tensor([ 0,  2,  8, 10])
