@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .clusters import Clusters
-from .projections import Projections, attention_weights, heads, shared
+from .projections import Projections, attention_weights, heads, repeated, shared
 from .tokens import Patches
 
 
@@ -36,11 +36,11 @@ def attend_clusters(
     key = key if msa.norm_key is None else msa.norm_key(key)
     key = key if msa.rotate is None else msa.rotate(key, clusters)
     query = _queries(msa, asking, clusters, None if h is not None else clusters)
-    key = key.repeat_interleave(msa.num_heads // msa.num_key_heads, dim=1)
+    key = repeated(key, msa.num_heads // msa.num_key_heads, 1)
     bias = _bias(msa, clusters, query, clusters if h is None else clusters.patches)
     dropout = msa.dropout if training else 0.0
     if msa.combine is None:
-        value = value.repeat_interleave(msa.num_heads // msa.num_value_heads, dim=1)
+        value = repeated(value, msa.num_heads // msa.num_value_heads, 1)
         read = F.scaled_dot_product_attention(query, key, value, bias, dropout, scale=msa.scale)
     else:
         scores = query * msa.scale @ key.transpose(-2, -1)

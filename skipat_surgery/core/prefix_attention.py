@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .projections import Projections, attention_weights, heads, shared
+from .projections import Projections, attention_weights, heads, repeated, shared
 from .tokens import Special
 
 
@@ -49,7 +49,7 @@ def scores_of(msa: Projections, query: Tensor, h: Tensor) -> Tensor:
     key = heads(msa.key.apply(h), msa.num_key_heads)
     key = key if msa.norm_key is None else msa.norm_key(key)
     key = key if msa.rotate is None else msa.rotate(key, None)
-    return query @ key.repeat_interleave(msa.num_heads // msa.num_key_heads, dim=1).transpose(-2, -1)
+    return query @ repeated(key, msa.num_heads // msa.num_key_heads, 1).transpose(-2, -1)
 
 
 def _absorbed_scores(msa: Projections, query: Tensor, h: Tensor) -> Tensor:

@@ -135,7 +135,12 @@ def heads(x: Tensor, num_heads: int) -> Tensor:
 
 def shared(x: Tensor, groups: int, num_heads: int, dim: int) -> Tensor:
     """A dimension of G·d as one of H, each of G groups standing for the H/G heads that share it, and one of d."""
-    return x.unflatten(dim, (groups, -1)).repeat_interleave(num_heads // groups, dim=dim)
+    return repeated(x.unflatten(dim, (groups, -1)), num_heads // groups, dim)
+
+
+def repeated(x: Tensor, times: int, dim: int) -> Tensor:
+    """Each part along a dimension so many times, one after the other; once, it is the very tensor, and no copy."""
+    return x if times == 1 else x.repeat_interleave(times, dim=dim)
 
 
 def attention_weights(scores: Tensor, biases: list[Tensor], dropout: float) -> Tensor:
