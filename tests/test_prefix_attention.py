@@ -20,7 +20,7 @@ import skipat_surgery
 from skipat_surgery import PhiConfig
 from skipat_surgery.core import prefix_attention
 from skipat_surgery.core.prefix_attention import attend
-from skipat_surgery.core.projections import Special
+from skipat_surgery.core.projections import Special, repeated
 from skipat_surgery.core.timm_projections import timm_projections
 from skipat_surgery.core.transformers_projections import transformers_projections
 
@@ -29,6 +29,12 @@ EXACT = {"atol": 1e-10, "rtol": 1e-10}
 
 def cut_of(model, **phi):
     return skipat_surgery.apply(copy.deepcopy(model), [2, 3], PhiConfig(prefix="attend", pool=0, reads_x=False, **phi))
+
+
+def test_what_heads_share_is_repeated_and_what_they_do_not_is_no_copy():
+    x = torch.arange(12.0).view(1, 2, 6)
+    assert repeated(x, 1, 1) is x
+    torch.testing.assert_close(repeated(x, 3, 1), x.repeat_interleave(3, dim=1), rtol=0, atol=0)
 
 
 @torch.no_grad()
