@@ -81,13 +81,14 @@ def parted(rows: IterableDataset, column: str) -> tuple[IterableDataset, Iterabl
     return rows.filter(partial(_measures, column, False)), rows.filter(partial(_measures, column, True))
 
 
-def first_rows(rows: IterableDataset, count: int, seed: int, name: str) -> Dataset:
-    """The first rows in the order of a seed.
+def first_rows(rows: IterableDataset, count: int, seed: int | None, name: str) -> Dataset:
+    """The first rows in the order of a seed; without one, as they lie, for which no buffer is filled.
 
     Raises:
         ValueError: There are none.
     """
-    with tqdm(islice(shuffled(rows, seed), count), desc=f"Reading {name}", total=count, unit="image") as bar:
+    drawn = rows if seed is None else shuffled(rows, seed)
+    with tqdm(islice(drawn, count), desc=f"Reading {name}", total=count, unit="image") as bar:
         found = list(bar)
     if not found:
         raise ValueError(f"{name} holds no images")
@@ -116,13 +117,13 @@ def read_stream(
         ValueError: A split holds no images, or a column is missing or ambiguous.
     """
     training, measuring = (splits[split] for split in chosen)
-    example = first_rows(training, 1, seed, f"split {chosen[0]!r} of {name}")
-    column = find_images(example, image_column, None, f"split {chosen[0]!r} of {name}")
+    places = [f"split {split!r} of {name}" for split in chosen]
+    column = find_images(first_rows(training, 1, None, places[0]), image_column, None, places[0])
     if chosen[0] == chosen[1]:
         training, measuring = parted(training, column)
     kept = {
-        "train": [first_rows(training, counts[0], seed, f"split {chosen[0]!r} of {name}")],
-        "test": [first_rows(measuring, counts[1], seed, f"split {chosen[1]!r} of {name}")],
+        "train": [first_rows(training, counts[0], seed, places[0])],
+        "test": [first_rows(measuring, counts[1], seed, places[1])],
     }
     source = f"streamed: {chosen[0]!r} to train on, of which the first are kept, and the first of {chosen[1]!r}"
     return Found(source, kept), ImageStream(training.select_columns([column]), column, seed)
