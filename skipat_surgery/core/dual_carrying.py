@@ -11,6 +11,7 @@ is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,8 @@ from torch import Tensor
 from .carrying import box_of, boxed_like
 from .family import pair
 from .grafting import Grafted
+from .map_carrying import FirstChannelsFirstBlock
+from .stages import Stages
 from .windows import Windows
 
 
@@ -60,6 +63,20 @@ class SkippedDualBlock(DualBlock):
     def attend(self, spatial: Any, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """By Φ."""
         return (spatial.window_attn if _is_florence(spatial) else spatial.attn)(x)
+
+
+def dual_stages(path: str, part: str, between: Callable[..., Tensor], merges: str | None = None) -> Stages:
+    """The stages of such blocks, the MSA of which is in a part; the rest as `Stages` has it."""
+    return Stages(
+        path=path,
+        takes_z=f"{part}.drop_path1",
+        first=FirstChannelsFirstBlock,
+        attended=TappedDualBlock,
+        skipped=SkippedDualBlock,
+        windows=lambda tower, block: dual_windows(block),
+        between=between,
+        merges=merges,
+    )
 
 
 def dual_windows(block: Any) -> Windows:

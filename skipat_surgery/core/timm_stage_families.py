@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .dual_carrying import SkippedDualBlock, TappedDualBlock, dual_windows
+from .dual_carrying import dual_stages
 from .family import Family, Grid, pair
-from .map_carrying import FirstChannelsFirstBlock, FirstMapBlock
+from .map_carrying import FirstMapBlock
 from .nest_carrying import FirstNestLayer, SkippedNestLayer, TappedNestLayer, pooled
 from .stage_carrying import NoWindows, TappedWindows, windows_of
 from .stages import Stages
@@ -99,15 +99,7 @@ def _davit(name: str, part: str) -> Family:
         refuse=_refuse_davit,
         maps=True,
         channels_first=True,
-        stages=Stages(
-            path="stages",
-            takes_z=f"{part}.drop_path1",
-            first=FirstChannelsFirstBlock,
-            attended=TappedDualBlock,
-            skipped=SkippedDualBlock,
-            windows=lambda tower, block: dual_windows(block),
-            between=lambda tower, stage, x, args: tower.stages[stage + 1].downsample(x),
-        ),
+        stages=dual_stages("stages", part, lambda tower, stage, x, args: tower.stages[stage + 1].downsample(x)),
     )
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .dual_carrying import SkippedDualBlock, TappedDualBlock, dual_windows
+from .dual_carrying import dual_stages
 from .family import Family, Grid, pair
-from .map_carrying import FirstChannelsFirstBlock
 from .stages import Stage, Stages
 from .tokens import by
 from .transformers_shapes import SHAPE_V, transformers_family
@@ -153,15 +152,8 @@ STAGE_FAMILIES: tuple[Family, ...] = (
         maps=True,
         channels_first=True,
         refuse=_refuse_other_strides,
-        stages=Stages(
-            path="blocks",
-            takes_z="spatial_block.drop_path1",
-            first=FirstChannelsFirstBlock,
-            attended=TappedDualBlock,
-            skipped=SkippedDualBlock,
-            windows=lambda tower, block: dual_windows(block),
-            between=lambda tower, stage, x, args: tower.convs[stage + 1](x),
-            merges="convs",
+        stages=dual_stages(
+            "blocks", "spatial_block", lambda tower, stage, x, args: tower.convs[stage + 1](x), merges="convs"
         ),
     ),
     transformers_family(
