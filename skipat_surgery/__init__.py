@@ -7,6 +7,7 @@ from .convert.align import AlignResult, align
 from .convert.distillation import DistillResult, distill
 from .convert.evaluation import Evaluator
 from .convert.losses import LossWeights, distances, distillation_loss
+from .convert.narrow import NarrowResult, narrow
 from .convert.optimizers import freeze_untouched, optimizers
 from .convert.refit import RefitResult, refit
 from .convert.solve import SolveResult, solve
@@ -31,6 +32,7 @@ __all__ = [
     "Evaluator",
     "Family",
     "LossWeights",
+    "NarrowResult",
     "Phi",
     "PhiConfig",
     "Plan",
@@ -53,6 +55,7 @@ __all__ = [
     "freeze_untouched",
     "load",
     "load_authors",
+    "narrow",
     "optimizers",
     "outputs_of",
     "plan",

@@ -122,6 +122,14 @@ def _adopt(model: nn.Module, config: SkipatConfig) -> None:
         graft(model, modeling.CannotBeSaved)
 
 
+def tell_config(model: nn.Module) -> None:
+    """Have the configuration of a cut model, as it is saved, say how wide its MLPs are by now."""
+    for module in model.modules():
+        for host in (modeling, timm_model):
+            if host.is_adopted(module):
+                host.tell_config(module)
+
+
 def restore(model: Model) -> Model:
     """Undo `apply`, to the bit: the attention that was taken out returns, on the model's present device and dtype.
 

@@ -20,7 +20,7 @@ from torch import nn
 from .core.card import model_card, write_card
 from .core.checking import check_cut
 from .core.config import SkipatConfig
-from .core.cutting import apply_to_tower
+from .core.cutting import apply_to_tower, with_widths
 from .core.finding import families_of, find_tower
 from .core.grafting import Grafted, graft, ungraft
 from .core.hub import push
@@ -42,6 +42,8 @@ class HubModel(Grafted):
 
 def save(model: Any, folder: str | Path) -> None:
     """Save a timm model, cut or not, with timm's own writer."""
+    if is_adopted(model):
+        tell_config(model)  # a tower of it may have been narrowed alone
     timm.models.save_for_hf(model, str(folder), safe_serialization=True)
     config_file = Path(folder) / "config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
@@ -121,6 +123,12 @@ def adopt(model: Any, skipat: SkipatConfig) -> None:
     model._model_args = {**model._model_args, "base": base, "skipat": skipat.to_dict()}
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": ARCHITECTURE}
     graft(model, HubModel)
+
+
+def tell_config(model: Any) -> None:
+    """Have the arguments that rebuild a cut model say how wide its MLPs are by now."""
+    told = with_widths(SkipatConfig.from_dict(model._model_args["skipat"]), model)
+    model._model_args = {**model._model_args, "skipat": told.to_dict()}
 
 
 def release(model: Any) -> None:

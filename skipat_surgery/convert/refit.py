@@ -7,7 +7,6 @@ is fitted to Z_teacher - Z_student, then that of the last map of every MLP to X_
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,17 +22,13 @@ from ..core.windows import Windows
 from ..observing import evaluating, observe
 from ..result import Result, titled_table
 from ..tower import check_pair
+from .fitted_block import FittedBlock, count_images, shared_parameters
 from .last_linear import last_linear
-from .losses import relative_error
-from .moments import Moments, sampled
 from .states import State, Walk, walks
 
 # Tried one after the other. How far a map may go from its weights depends on how many images there are: what 48 photos
 # say of a DINOv2-S is worth a tenth of what its own weights know, on which the error doubles with the smallest.
 RIDGES = (1e-2, 1e-1, 1.0, 10.0)
-HELD_OUT = 4  # one batch of four measures, the second, the others fit
-# A channel that its LayerScale all but closes cannot be fitted through it.
-CLOSED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -114,10 +109,10 @@ def refit(
         raise ValueError(f"ridge must be a number from 0 on, or some, got {ridge!r}")
     before: dict[int, float] = {}
     after: dict[int, float] = {}
-    shared = _shared_parameters(student)
+    shared = shared_parameters(student)
     with evaluating(student, teacher):
         walk, reference = walks(mine, original, batches, progress)
-        images = _count(walk)
+        images = count_images(walk)
         blocks = range(walk.index, mine.reach)
         for index in tqdm(blocks, desc="Refitting", unit="block", disable=not progress):
             block = _Block(walk, reference, shared, ridges, prefix_weight)
@@ -126,22 +121,16 @@ def refit(
     return RefitResult(images, before, after)
 
 
-class _Block:
+class _Block(FittedBlock):
     """One block being refitted. The teacher's walk has moved past it, the student's stands before it."""
 
     def __init__(
         self, student: Walk, teacher: Walk, shared: set[int], ridges: Sequence[float], prefix_weight: float
     ) -> None:
-        self.student, self.teacher, self.index = student, teacher, student.index
-        self.tower, self.ridges, self.prefix_weight = student.tower, ridges, prefix_weight
-        self.held_out = [number for number in range(len(student)) if number % HELD_OUT == 1]
-        self.fitting = [number for number in range(len(student)) if number % HELD_OUT != 1]
+        super().__init__(student, teacher, prefix_weight)
+        self.ridges = ridges
         self.z: dict[int, Tensor] = {}
-        attention = set(self.tower.msa_slot(self.index).modules())
-        others = set(self.tower.blocks[self.index].modules()) - attention
-        if self.index in self.tower.skip:
-            others -= set(self.tower.blocks[self.index].phi.modules())  # type: ignore[union-attr]
-            attention = set()
+        attention, others = self.parts()
         maps = last_linear(attention, self.run_z), last_linear(others, self.run_x)
         self.attention, self.mlp = (None if found is None or id(found[0].weight) in shared else found for found in maps)
         teacher.move_on(self._teacher_states())
@@ -154,29 +143,6 @@ class _Block:
             if self.attention and number in self.fitting:
                 self.z[number] = seen.z[self.index]
             yield state
-
-    def run_x(self, number: int = 0) -> Tensor:
-        """X after the block."""
-        return self.tower.state_tokens(self.student.run(number).x, self.student.states[number].grid)
-
-    def run_z(self, number: int = 0) -> Tensor:
-        """Z of the block."""
-        with observe(self.tower, [self.index], grid=self.student.states[number].grid) as seen:
-            self.student.run(number)
-        return seen.z[self.index]
-
-    def expected_x(self, number: int) -> Tensor:
-        """The teacher's X after the block."""
-        return self.tower.state_tokens(self.teacher.states[number].x, self.student.states[number].grid)
-
-    def error(self) -> float:
-        """The error of X after the block, over its variance, on the held-out images."""
-        count = self.tower.num_special_in_blocks
-        errors = [
-            relative_error(self.run_x(n).double(), self.expected_x(n).double(), count, self.student.states[n].real)
-            for n in self.held_out
-        ]
-        return float(torch.cat(errors).mean())
 
     def refit(self) -> tuple[float, float]:
         """Refit what can be, and return the error before and after."""
@@ -221,49 +187,3 @@ class _Block:
         linear.load_state_dict(best)
         torch.clear_autocast_cache()
         return error
-
-    def moments(
-        self,
-        linear: nn.Linear,
-        scale: Tensor,
-        run: Callable[[int], Tensor],
-        expected: Callable[[int], Tensor],
-        windows: Windows | JoinedWindows | Units | None,
-    ) -> Moments:
-        """Of the inputs of a linear map, and of what its output lacks, on the images that fit."""
-        count, moments, inputs = self.tower.num_special_in_blocks, Moments(), []
-        divisor = torch.where(scale.abs() > CLOSED * scale.abs().max(), scale, torch.inf)
-        hook = linear.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-        try:
-            for number in self.fitting:
-                target = (expected(number) - run(number)) / divisor
-                h = self.tower.inner_tokens(inputs.pop(), self.student.states[number].grid, windows)
-                rows, missing = sampled(number, h[:, count:], target[:, count:], real=self.student.states[number].real)
-                moments.add(rows, missing)
-                if count:
-                    moments.add(h[:, :count].flatten(0, 1), target[:, :count].flatten(0, 1), self.prefix_weight)
-        finally:
-            hook.remove()
-        return moments
-
-
-def _shared_parameters(model: nn.Module) -> set[int]:
-    """The parameters that have more than one name."""
-    names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    return {key for key, count in names.items() if count > 1}
-
-
-def _count(walk: Walk) -> tuple[int, int]:
-    """How many images fit, and how many measure.
-
-    Raises:
-        ValueError: There are none to measure on.
-    """
-    held_out = walk.count(walk.states[1::HELD_OUT])
-    counts = walk.images - held_out, held_out
-    if not all(counts):
-        raise ValueError(
-            f"refit needs images to fit and, one batch of {HELD_OUT}, images to measure on; it was given {counts}: "
-            "pass at least two batches"
-        )
-    return counts

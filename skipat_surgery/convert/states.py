@@ -189,10 +189,13 @@ class Walk:
         return found[0]
 
 
-def walks(student: Tower, original: Tower, batches: Iterable[Any], progress: bool) -> tuple[Walk, Walk]:
-    """The states of a student and its teacher before the first skipped block."""
-    mine, theirs = (Walk(tower, student.skip[0]) for tower in (student, original))
-    for batch in tqdm(batches, desc="Running to the first skipped block", unit="batch", disable=not progress):
+def walks(
+    student: Tower, original: Tower, batches: Iterable[Any], progress: bool, first: int | None = None
+) -> tuple[Walk, Walk]:
+    """The states of a student and its teacher before a block: the first skipped one where none is named."""
+    first = student.skip[0] if first is None else first
+    mine, theirs = (Walk(tower, first) for tower in (student, original))
+    for batch in tqdm(batches, desc=f"Running to block {first}", unit="batch", disable=not progress):
         pixels = pixels_of(batch)
         for walk in (mine, theirs) if len(pixels) else ():  # none is left of a batch whose images are all corrupt
             walk.start(pixels)

@@ -6,6 +6,7 @@ from torch import nn
 
 from .config import SkipatConfig
 from .family import Family
+from .mlp import Mlp
 from .stages import allowed_blocks
 from .windowed_phis import check_windowed
 
@@ -18,6 +19,7 @@ def check_cut(tower: nn.Module, family: Family, config: SkipatConfig, what: str)
     """
     check_skip(tower, family, config, what)
     check_phis(tower, family, config)
+    check_widths(tower, family, config)
 
 
 def check_skip(tower: nn.Module, family: Family, config: SkipatConfig, what: str) -> None:
@@ -70,3 +72,18 @@ def check_phis(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
                 f"no part of the MSA of block {index} can be kept, as its {type(attention).__name__} is of no kind "
                 "that is known: pass PhiConfig(prefix='mix', pool=0), or PhiConfig.paper()"
             )
+
+
+def check_widths(tower: nn.Module, family: Family, config: SkipatConfig) -> None:
+    """Check the hidden widths of MLPs against what the blocks have.
+
+    Raises:
+        ValueError: There is no such block, its MLP cannot be narrower, or has fewer hidden units.
+    """
+    blocks = family.block_list(tower)
+    for index, width in config.mlp_widths.items():
+        if index >= len(blocks):
+            raise ValueError(f"mlp_widths names block {index}; there are {len(blocks)}, counted from 0")
+        full = Mlp.of(tower, family, index).width(blocks[index])
+        if not 1 <= width <= full:
+            raise ValueError(f"mlp_widths gives the MLP of block {index} {width} hidden units; allowed are 1 to {full}")

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+WITHOUT_WIDTHS = 2  # what is written where no MLP is narrower: libraries of that version read it
 OPTIONAL = ("base_model", "results", "tower")
 # No grid is as wide, and no Φ of use: beyond these are only typing errors.
 WIDEST, LONGEST = 64, 1023
@@ -130,6 +131,8 @@ class SkipatConfig:
         results: How it was distilled and what was measured, as the recipe writes it.
         tower: Path of the vision transformer that was cut, where the model holds several.
         others: The same of others in that model that were cut too, each with its `tower`.
+        mlp_widths: A mapping from block index to the number of hidden units that `skipat_surgery.narrow` left to its
+            MLP. `apply` keeps the first ones, which are as good as any where a checkpoint is to be loaded.
 
     Examples:
         >>> config = SkipatConfig({3: PhiConfig(), 4: PhiConfig(expansion=0.25)})
@@ -144,6 +147,7 @@ class SkipatConfig:
     results: Mapping[str, Any] | None = None
     tower: str | None = None
     others: tuple[SkipatConfig, ...] = ()
+    mlp_widths: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for index, phi in self.phi.items():
@@ -157,7 +161,11 @@ class SkipatConfig:
             raise TypeError(f"results must be a mapping or None, got {self.results!r}")
         if not isinstance(self.tower, str | None):
             raise TypeError(f"tower must be a path or None, got {self.tower!r}")
+        numbers = (*self.mlp_widths, *self.mlp_widths.values()) if isinstance(self.mlp_widths, Mapping) else (None,)
+        if not all(map(_is_count, numbers)):
+            raise TypeError(f"mlp_widths must map block indices to numbers of hidden units, got {self.mlp_widths!r}")
         object.__setattr__(self, "phi", dict(sorted(self.phi.items())))
+        object.__setattr__(self, "mlp_widths", dict(sorted(self.mlp_widths.items())))
 
     @classmethod
     def parse(
@@ -214,9 +222,11 @@ class SkipatConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with the version of the format."""
         data: dict[str, Any] = {
-            "version": FORMAT_VERSION,
+            "version": FORMAT_VERSION if self.mlp_widths else WITHOUT_WIDTHS,
             "phi": {str(index): _plain(phi) for index, phi in self.phi.items()},
         }
+        if self.mlp_widths:
+            data["mlp_widths"] = {str(index): width for index, width in self.mlp_widths.items()}
         data |= {name: getattr(self, name) for name in OPTIONAL if getattr(self, name) is not None}
         return data | ({"others": [other.to_dict() for other in self.others]} if self.others else {})
 
@@ -242,7 +252,10 @@ class SkipatConfig:
             isinstance(phi, Mapping) and str(index).isdecimal() for index, phi in phis.items()
         ):
             raise ValueError(f"phi of a skipat configuration must map block indices to Φ's, got {phis!r}")
-        unknown = sorted(set(data) - {"version", "phi", "others", *OPTIONAL})
+        widths = data.get("mlp_widths", {})
+        if not isinstance(widths, Mapping) or not all(str(index).isdecimal() for index in widths):
+            raise ValueError(f"mlp_widths of a skipat configuration must map block indices to numbers, got {widths!r}")
+        unknown = sorted(set(data) - {"version", "phi", "others", "mlp_widths", *OPTIONAL})
         allowed = {f.name for f in fields(PhiConfig)}
         for index, phi in phis.items():
             unknown += [f"phi.{index}.{name}" for name in sorted(set(phi) - allowed)]
@@ -256,7 +269,12 @@ class SkipatConfig:
             blocks,
             **{name: data.get(name) for name in OPTIONAL},
             others=tuple(cls.from_dict(other) for other in others),
+            mlp_widths={int(index): width for index, width in widths.items()},
         )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _plain(phi: PhiConfig) -> dict[str, Any]:

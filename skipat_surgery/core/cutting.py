@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .attention_maps import collector_of, fill_attentions
 from .carrying import BoxedNorm, FeedingBlock, PassingBlock, SkippedAttention, SkippedBlock, TappedAttention
@@ -18,6 +19,7 @@ from .grid_carrying import carry_grid, drop_grid
 from .in_place import save_memory, undo_save_memory
 from .kept_attention import KeptAttention
 from .map_carrying import ChannelsFirstBlock, drop_windows, move_windows, undo_windows
+from .mlp import Mlp
 from .phi import Phi
 from .stage_carrying import undo_no_windows
 from .stages import Stage
@@ -29,7 +31,8 @@ RECORD = "_skipat_record"
 
 @dataclass(frozen=True)
 class Record:
-    """What was done to a tower. `removed` holds the modules taken out, by block and slot.
+    """What was done to a tower. `removed` holds the modules taken out, by block and slot; `full_widths`, of
+    blocks whose MLP is narrower, how many hidden units it had.
 
     The tower keeps it as a plain attribute: the removed modules are no submodules, so they are neither trained, saved
     nor moved. `removed` is None where the model was built cut, from a checkpoint.
@@ -38,6 +41,7 @@ class Record:
     family: Family
     config: SkipatConfig
     removed: dict[int, dict[str, nn.Module | None]] | None
+    full_widths: dict[int, int] = field(default_factory=dict)
 
 
 def records_of(model: nn.Module) -> list[tuple[str, nn.Module, Record]]:
@@ -89,6 +93,37 @@ def apply_to_tower(
         else:
             fill_attentions(collector, blocks, config.skip, (3, 4) if family.maps else (4,))
     tower.__dict__[RECORD] = Record(family, config, removed if keep_removed else None)
+    for index, width in config.mlp_widths.items():
+        narrow_block(tower, index, torch.arange(width))
+
+
+def narrow_block(tower: nn.Module, index: int, kept: Tensor) -> None:
+    """Keep some hidden units (n,) of the MLP of a block of a cut tower, by their numbers."""
+    record: Record = tower.__dict__[RECORD]
+    block = record.family.block_list(tower)[index]
+    mlp = Mlp.of(tower, record.family, index)
+    full = record.full_widths.get(index, mlp.width(block))
+    before = mlp.keep(block, kept)
+    removed = record.removed
+    if removed is not None:
+        removed = {**removed, index: {**before, **removed.get(index, {})}}  # the first that were taken out return
+    tower.__dict__[RECORD] = replace(
+        record,
+        config=replace(record.config, mlp_widths={**record.config.mlp_widths, index: len(kept)}),
+        removed=removed,
+        full_widths={**record.full_widths, index: full},
+    )
+
+
+def with_widths(config: SkipatConfig, model: nn.Module) -> SkipatConfig:
+    """The configuration of a model with the hidden widths that its cut towers have by now."""
+    records = {record.config.tower: record for _, _, record in records_of(model)}
+
+    def told(part: SkipatConfig) -> SkipatConfig:
+        record = records.get(part.tower) or next(iter(records.values()))
+        return replace(part, mlp_widths=record.config.mlp_widths)
+
+    return replace(told(config), others=tuple(map(told, config.others)))
 
 
 def reached(stages: Iterable[Stage], config: SkipatConfig) -> list[int]:
@@ -112,7 +147,8 @@ def restore_tower(tower: nn.Module) -> None:
         block = blocks[index]
         for slot, module in slots.items():
             _put(block, slot, module if module is None else _like(module, block))
-        del block.phi, block.skipat_feeds_next
+        if index in record.config.phi:
+            del block.phi, block.skipat_feeds_next
     for index in reached(family.stage_list(tower), record.config):
         undo_save_memory(blocks[index])
         for slot in filter(None, (family.norm, family.attention)):

@@ -33,7 +33,7 @@ from .auto_classes import PREFIX, auto_class_names, auto_map, auto_mappings, loa
 from .card import model_card, write_card
 from .checking import check_cut
 from .config import SkipatConfig
-from .cutting import Record, apply_to_tower, records_of
+from .cutting import Record, apply_to_tower, records_of, with_widths
 from .finding import FAMILIES, find_tower
 from .grafting import Grafted, cached
 from .hub import PUSH_OPTIONS, push
@@ -108,6 +108,7 @@ class SkipatPreTrainedModel:
 
         With `push_to_hub` the folder is then pushed, our card with it, to ``repo_id`` or a repository of its name.
         """
+        tell_config(self)  # a tower of it may have been narrowed alone
         named = {name: kwargs.pop(name) for name in ("repo_id", *PUSH_OPTIONS) if name in kwargs}
         token = {"token": named["token"]} if "token" in named else {}
         save = super().save_pretrained  # type: ignore[misc]
@@ -263,6 +264,11 @@ def adopt(model: Any, skipat: SkipatConfig) -> None:
     model.__class__ = model_class
     # transformers looks up by class what a model can record, and fills this in __init__
     dict.__setitem__(_CAN_RECORD_REGISTRY, str(model.__class__), model._can_record_outputs)
+
+
+def tell_config(model: Any) -> None:
+    """Have the config of a cut model say how wide its MLPs are by now."""
+    model.config.skipat = with_widths(SkipatConfig.from_dict(model.config.skipat), model).to_dict()
 
 
 def _own_config(model: Any) -> Any:

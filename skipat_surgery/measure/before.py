@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from ..core.cutting import RECORD, Record, restore_tower
 from ..core.grafting import ungraft
 from ..core.map_carrying import window_of
+from ..core.mlp import Mlp
 from ..core.unit_carrying import attends_in_units
 
 
 def before(tower: nn.Module, record: Record) -> nn.Module:
-    """A copy of a cut tower of maps on the meta device, restored.
+    """A copy of a cut tower on the meta device, restored.
 
     Where what was taken out is not there, as in a model that was loaded cut, an MSA is made like that of block 0, or of
     its stage's first.
@@ -34,6 +35,9 @@ def before(tower: nn.Module, record: Record) -> nn.Module:
     if record.removed is None:
         made = {index: _made_like(copied, record, index) for index in record.config.skip}
         copied.__dict__[RECORD] = replace(record, removed=made)
+        for index, width in record.full_widths.items():
+            block = record.family.block_list(copied)[index]
+            Mlp.of(copied, record.family, index).widen(block, width)
     restore_tower(copied)
     return copied
 

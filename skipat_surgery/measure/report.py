@@ -21,7 +21,8 @@ from .counting import count_macs, count_parameters
 class BlockReport:
     """One block. MACs are those of one image or video at the configured size; 1 MAC is 2 FLOPs.
 
-    `source` is the block whose Z enters Φ, and `phi` its shape; both are None for an attended block.
+    `source` is the block whose Z enters Φ, and `phi` its shape; both are None for an attended block. `mlp_width` is the
+    number of hidden units left to an MLP that `narrow` took some out of.
     """
 
     index: int
@@ -31,6 +32,7 @@ class BlockReport:
     parameters_after: int
     macs_before: int
     macs_after: int
+    mlp_width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def _add_rows(table: Table, tower: TowerReport) -> None:
         source = f"block {block.source} ({'Φ' if block.source in skipped else 'MSA'})"
         table.add_row(
             str(block.index),
-            "MSA" if block.phi is None else f"MSA ⇒ Φ: {describe(block.phi, len(tower.grid))}",
+            ("MSA" if block.phi is None else f"MSA ⇒ Φ: {describe(block.phi, len(tower.grid))}")
+            + (f"; MLP of {block.mlp_width:,} hidden units" if block.mlp_width else ""),
             "" if block.phi is None else source,
             change(block.parameters_before, block.parameters_after),
             change(block.macs_before, block.macs_after),
@@ -188,6 +191,7 @@ def _report_tower(path: str, tower: nn.Module, record: Record) -> TowerReport:
                 parameters_after=sizes[index],
                 macs_before=macs_before[index],
                 macs_after=macs[index],
+                mlp_width=record.config.mlp_widths.get(index),
             )
         )
     parameters, whole = count_parameters(tower), family.global_blocks(tower)
@@ -209,7 +213,7 @@ def _report_tower(path: str, tower: nn.Module, record: Record) -> TowerReport:
 def _before(tower: nn.Module, record: Record, sizes: list[int], macs: list[int]) -> tuple[list[int], list[int]]:
     """The parameters and MACs of each block before the cut, from what they are now."""
     family = record.family
-    if family.maps or family.stages or family.folded or family.pooled:
+    if family.maps or family.stages or family.folded or family.pooled or record.full_widths:
         stock = before(tower, record)
         return [count_parameters(block) for block in family.block_list(stock)], count_macs(stock, family)[1]
     like = [_attended_like(index, tower, record) for index in range(len(sizes))]
