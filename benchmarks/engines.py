@@ -76,6 +76,7 @@ class Engines:
         if skip is not None:
             self.models[LIMIT] = limit(teacher, skip)
         self.found: list[dict[str, Any]] = []
+        self.refused: dict[tuple[str, int, str], str] = {}  # by engine, batch and row, in the engine's words
 
     def run(self) -> None:
         """Measure each engine at each batch, and write after each."""
@@ -89,7 +90,9 @@ class Engines:
                 for engine in self.args.engines.split(", "):
                     self.found += self.measured(engine, batch, exported)
                     run_state.write_json(self.file, {"arguments": asdict(self.args), "rows": self.found})
-        text = f"{self.table()}\n\n{self.graphs()}\n\n`python {shlex.join(sys.argv)}`, {machine(torch.device('cpu'))}\n"
+        refused = "".join(f"- {', '.join(map(str, key))}: {reason}\n" for key, reason in self.refused.items())
+        where = f"`python {shlex.join(sys.argv)}`, {machine(torch.device('cpu'))}"
+        text = f"{self.table()}\n\n{refused}\n{self.graphs()}\n\n{where}\n"
         (self.output / "engines.md").write_text(text)
         print(text)
 
@@ -97,7 +100,10 @@ class Engines:
         """Speed, quality, and the largest difference from the eager outputs, of every row."""
         images, runs = self.subject.images(batch), {}
         for name, model in tqdm(exported.items(), desc=f"Loading into {engine}", unit="model", leave=False):
-            runs[name] = ENGINES[engine](model, self.calibration)
+            try:
+                runs[name] = ENGINES[engine](model, self.calibration)
+            except RuntimeError as error:
+                self.refused[engine, batch, name] = str(error).strip().splitlines()[-1]
         calls: dict[str, Callable[[], Tensor]] = {name: (lambda run=run: run(images)) for name, run in runs.items()}  # type: ignore[misc]
         seconds = latencies(calls, images.device, self.args.rounds, self.args.max_seconds, progress=True)
         rows = []
@@ -135,6 +141,7 @@ class Engines:
                         f"{row['difference']:.1e}" if "difference" in row else "–",
                     ]
                 )
+        rows += [[f"{engine}, batch {batch}", name, "does not run", "–", "–"] for engine, batch, name in self.refused]
         return markdown_table(["engine", "", "speed", self.subject.quality, "from eager fp32"], rows)
 
     def graphs(self) -> str:

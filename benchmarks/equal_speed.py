@@ -7,7 +7,8 @@
 A row is ``merge R`` (R tokens merged after every MSA), ``cut BLOCKS`` with the default Φ, ``cut BLOCKS asking`` with
 one where the patches ask, ``cut BLOCKS of Z`` with one that reads nothing but Z, ``cut BLOCKS off the grid`` with one
 that needs no grid, two such cuts joined by ``and``, or a cut and ``merge R``. Cuts are solved, not trained; those
-that say ``refitted`` last are refitted on the same images. All rows are timed in one interleaved run. Writes a table, a
+that say ``refitted`` last are refitted on the same images. ``narrow K`` leaves K percent of the MLPs, by `narrow`, to
+what stands before it, which may be nothing. All rows are timed in one interleaved run. Writes a table, a
 picture and a JSON, and goes on where it was.
 """
 
@@ -35,10 +36,12 @@ from skipat_surgery.analysis.pictures import pyplot
 from skipat_surgery.commands import run_state
 from skipat_surgery.commands.machine import keep_freed_memory, machine, quiet_libraries
 from skipat_surgery.commands.options import parse, parse_skip
+from skipat_surgery.convert.narrow import narrow_tower
 from skipat_surgery.convert.settings import option
 from skipat_surgery.core.tables import markdown_table
 from skipat_surgery.measure.timing import Estimate
 from skipat_surgery.measure.token_merging import merge_tokens
+from skipat_surgery.tower import Tower
 
 UNTOUCHED = "untouched"
 PHIS = {
@@ -47,7 +50,9 @@ PHIS = {
     "of Z": PhiConfig(pool=0, reads_x=False),
     "off the grid": PhiConfig(pool=4, kernel_size=1),
 }
-ROW = re.compile(r"(?:cut (?P<cuts>.+?)(?P<refitted> refitted)?)?(?:(?:^| )merge (?P<r>\d+))?")
+ROW = re.compile(
+    r"(?:cut (?P<cuts>.+?)(?P<refitted> refitted)?)?(?:(?:^| )narrow (?P<keep>\d+))?(?:(?:^| )merge (?P<r>\d+))?"
+)
 CUT = re.compile(rf"(?P<skip>[\d+-]+)(?: (?P<phi>{'|'.join(filter(None, PHIS))}))?")
 
 
@@ -76,11 +81,13 @@ class Row:
         phi: The Φ of each block that is cut; none where only tokens are merged.
         r: How many tokens are merged after every MSA.
         refitted: Whether the last maps of the blocks are refitted after the solve.
+        keep: The share of the MLPs that is left, where some is taken out.
     """
 
     phi: Mapping[int, PhiConfig]
     r: int
     refitted: bool = False
+    keep: float | None = None
 
     @classmethod
     def of(cls, name: str) -> Row:
@@ -102,10 +109,20 @@ class Row:
             for part in filter(None, parts)
             for block in parse_skip(part["skip"].replace("+", ","))
         }
-        return cls(phi, int(found["r"] or 0), found["refitted"] is not None)
+        keep = int(found["keep"]) / 100 if found["keep"] else None
+        return cls(phi, int(found["r"] or 0), found["refitted"] is not None, keep)
+
+    @property
+    def kind(self) -> str:
+        """What is done to the model, in a few words."""
+        done = {"cut": bool(self.phi), "narrow": self.keep is not None, "merge": bool(self.r)}
+        return " and ".join(what for what, whether in done.items() if whether)
 
     def make(self, teacher: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
-        """The model, cut, solved and refitted on batches of images where there are any, and its tokens merged."""
+        """The model, cut, solved, refitted and narrowed on batches of images, and its tokens merged.
+
+        Without batches a cut stays as it starts.
+        """
         model = copy.deepcopy(teacher)
         if self.phi:
             skipat_surgery.apply(model, self.phi, keep_removed=False)
@@ -114,6 +131,9 @@ class Row:
                     skipat_surgery.solve(model, teacher, batches)
                     if self.refitted:
                         skipat_surgery.refit(model, teacher, batches)
+        if self.keep is not None:
+            with bf16(next(teacher.parameters()).device.type):
+                narrow_tower(model, Tower.of(model), Tower.of(teacher), batches, self.keep)
         return merge_tokens(model, self.r) if self.r else model
 
 
@@ -153,11 +173,12 @@ class EqualSpeed:
     def run(self) -> None:
         """Measure every row, then time them."""
         teacher = self.subject.teacher
-        models, cuts = {UNTOUCHED: teacher}, any(row.phi for name, row in self.rows.items() if name not in self.done)
-        batches = self.subject.fitting(self.args.solve_images) if cuts else []
+        models = {UNTOUCHED: teacher}
+        fitted = {name for name, row in self.rows.items() if row.keep or (row.phi and name not in self.done)}
+        batches = self.subject.fitting(self.args.solve_images) if fitted else []
         for name, row in tqdm(self.rows.items(), desc="Rows", unit="row"):
-            # What was measured before is only timed, and takes as long unsolved.
-            models[name] = row.make(teacher, [] if name in self.done else batches)
+            # What was measured before is only timed, and takes as long unsolved; widths follow from the images.
+            models[name] = row.make(teacher, batches if name in fitted else [])
             if name not in self.done:
                 self.done[name] = self.subject.measure(models[name])
                 run_state.write_json(self.file, self.stored)
@@ -188,12 +209,8 @@ class EqualSpeed:
         """Draw quality against speed, a line for merging alone, one for cuts, one for both."""
         plt = pyplot()
         figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
-        for kind in ("merge", "cut", "cut and merge"):
-            names = [
-                name
-                for name, row in self.rows.items()
-                if kind == " and ".join(["cut"] * bool(row.phi) + ["merge"] * bool(row.r))
-            ]
+        for kind in dict.fromkeys(row.kind for row in self.rows.values()):
+            names = [name for name, row in self.rows.items() if row.kind == kind]
             points = sorted((speeds[name].value, self.done[name][self.subject.quality], name) for name in names)
             if points:
                 axis.plot(

@@ -89,6 +89,11 @@ class Tower:
         return self.config.skip
 
     @property
+    def first_changed(self) -> int:
+        """The first block of a cut model that is not the teacher's: skipped, or with a narrower MLP."""
+        return min((*self.skip, *self.config.mlp_widths))
+
+    @property
     def num_special_tokens(self) -> int:
         """The number of tokens of an image that are no patches; `outputs_of` puts all of them before the patches."""
         return self.windows_of_an_image * self.num_special_in_blocks

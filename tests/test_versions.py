@@ -14,12 +14,13 @@ import torch
 import transformers
 
 import skipat_surgery
-from skipat_surgery import PhiConfig
+from skipat_surgery import PhiConfig, SkipatConfig
 from skipat_surgery.core.config import FORMAT_VERSION
 
 DATA = Path(__file__).parent / "data"
 STORED = sorted(path.relative_to(DATA).as_posix() for path in DATA.glob("v*/*") if path.is_dir())
 PHIS = {1: PhiConfig(), 2: PhiConfig.paper(), 3: PhiConfig(expansion=0.25, kernel_size=3, channel_attention=False)}
+WIDTHS = {0: 16, 3: 8}
 
 
 @torch.no_grad()
@@ -50,7 +51,7 @@ def write(folder: Path) -> None:
         ("transformers", vit),
         ("timm", timm.create_model("vit_tiny_patch16_224", num_classes=3, **size)),
     ):
-        skipat_surgery.apply(model, PHIS).eval()
+        skipat_surgery.apply(model, SkipatConfig(PHIS, mlp_widths=WIDTHS)).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..convert.narrow import narrow
 from ..convert.solve import solve
 from ..core.config import PhiConfig
 from ..core.finding import find_tower
@@ -37,10 +38,12 @@ from .plan_table import spelt_out
 from .planning import Plan
 from .scoring import split
 
-CUT, MERGED, BOTH, PRUNED, INT8 = "cut", "token merging", "cut and token merging", "MLP pruning", "int8"
+CUT, NARROW, MERGED, BOTH = "cut", "cut and narrower MLPs", "token merging", "cut and token merging"
+PRUNED, INT8 = "MLP pruning", "int8"
 # The share of the patches that merging does away with by the last block; the share of GFLOPs that pruning saves.
 SHARES = (0.2, 0.4, 0.6, 0.8)
 SAVINGS = (0.1, 0.2, 0.3)
+KEPT = (0.85, 0.7, 0.55)  # of the MLPs of a cut model
 UNTOUCHED = "untouched"
 
 
@@ -182,7 +185,7 @@ class _Makers:
 
     def kinds(self) -> dict[str, Callable[[], Made]]:
         """By kind, what makes its contenders."""
-        return {MERGED: self.merged, BOTH: self.both, PRUNED: self.pruned, INT8: self.int8, CUT: self.cut}
+        return {MERGED: self.merged, BOTH: self.both, PRUNED: self.pruned, INT8: self.int8, NARROW: self.narrow, CUT: self.cut}
 
     def merged(self) -> Made:
         check_merging(self.model, self.images)
@@ -203,6 +206,14 @@ class _Makers:
 
     def int8(self) -> Made:
         yield "all Linears", int8(self.model)
+
+    def narrow(self) -> Made:
+        blocks, phis = next(iter(self.cuts.items()))
+        student = self.solved(phis)
+        for keep in KEPT:
+            own = copy.deepcopy(student)
+            narrow(own, self.model, self.fit, keep, progress=False)
+            yield f"{blocks}, {keep:.0%} of the MLPs", own
 
     def cut(self) -> Made:
         for blocks, phis in self.cuts.items():

@@ -113,6 +113,9 @@ class Learning:
     )
     preset: str = option("fast", "How much to spend: fast, standard or long. What is given besides goes before it.")
     solve_images: int = option(4096, "Images for the closed-form start of Φ; 0 leaves Φ reusing Z.")
+    mlp_keep: float = option(
+        1.0, "Share of the work of the MLPs that is kept: below 1, the hidden units that cost least are taken out."
+    )
     refit_images: int = option(0, "Images for the closed-form refit of the blocks' last maps; 0 leaves it out.")
     align_steps: int = option(
         0, "Batches for the layerwise training of Φ, between solving and distilling; 0 leaves it out."
@@ -140,6 +143,10 @@ class Arguments(Run, Learning, Cut, Columns, Source):
         if self.texts is not None:
             parse_texts(self.texts)
         check_at_least(0, self, "solve_images", "refit_images", "align_steps")
+        if not 0 < self.mlp_keep <= 1:
+            raise ValueError(f"--mlp_keep must be above 0 and at most 1, got {self.mlp_keep}")
+        if self.mlp_keep < 1 and not self.solve_images:
+            raise ValueError("--mlp_keep needs --solve_images: the same images tell which hidden units cost least")
         check_trackers(self.report_to)
 
 

@@ -135,7 +135,7 @@ class Conversion(Recipe):
         if warning := shortfall(plan, request):
             self.console.print(warning, soft_wrap=True)
         self.cut = SkipatConfig.parse(plan)
-        self.student = self.cut_copy()
+        self.student = self.cut_copy({})
 
     def keep(self, plan: Plan | SkipatConfig) -> None:
         """Have a plan that was given in the output directory."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from ..convert.training import Progress, Training
 from ..core.config import SkipatConfig
 from ..tasks.finding import give_task
 from ..terminal import Terminal
+from ..tower import Tower
 from . import digits, images, loading, page, results, run_state
 from .arguments import Arguments, repository, settings
 from .checks import check_whole_copies
@@ -50,7 +51,7 @@ from .reload import difference_after_reload
 from .running import run_command
 from .sources import check_tokens, keep_teacher, load_labelled, load_model, unlabelled
 
-DISTILLED = "distilled"
+DISTILLED, NARROWED = "distilled", "narrowed"
 SHOWN = ("top1", "label_miou", "label_map", "depth_abs_rel", "agreement", "patch_cosine")  # of a measurement on the way
 
 
@@ -77,7 +78,7 @@ class Recipe:
         self.cut = self.wanted_cut()
         self.host = load_model(args.model, self.accelerator, self.output.folder, args.task, args.texts)
         self.original = self.host.model.to(self.accelerator.device)
-        self.student = self.cut_copy()
+        self.student = self.cut_copy(self.output.mlp_widths() if self.resumed else {})
         self.data = load_labelled(self.host, asdict(args) | asdict(config))
         if config.label_weight and not (self.host.num_classes and self.data.train_labels):
             raise ValueError("label_weight needs a model with classes and a data set with labels: leave it 0")
@@ -110,10 +111,10 @@ class Recipe:
         """What to cut, before the model is there."""
         return parse_cut(self.args)
 
-    def cut_copy(self) -> torch.nn.Module:
-        """The original, cut."""
+    def cut_copy(self, mlp_widths: Mapping[int, int]) -> torch.nn.Module:
+        """The original, cut, with MLPs of these widths."""
         torch.manual_seed(self.config.seed)  # a fresh Φ is drawn
-        named = replace(self.cut, base_model=self.host.base_model)
+        named = replace(self.cut, base_model=self.host.base_model, mlp_widths=mlp_widths)
         return skipat_surgery.apply(copy.deepcopy(self.original), named)
 
     def check_besides(self) -> None:
@@ -184,6 +185,8 @@ class Recipe:
         if self.args.solve_images:
             chosen = unlabelled(self.host, self.data, self.args.solve_images, config.batch_size, config.seed)
             self.stage("solved", lambda: skipat_surgery.solve(self.student, self.original, chosen))
+            if self.args.mlp_keep < 1:
+                self.narrow(chosen)
         if self.args.refit_images:
             chosen = unlabelled(self.host, self.data, self.args.refit_images, config.batch_size, config.seed)
             self.stage("refitted", lambda: skipat_surgery.refit(self.student, self.original, chosen))
@@ -193,6 +196,15 @@ class Recipe:
             self.stage("aligned", lambda: skipat_surgery.align(self.student, self.original, chosen, steps=steps))
         start = list(self.progress.rows.values())[-1]
         self.progress.history.append({"step": 0, "seconds": round(self.progress.seconds, 2), **start})
+
+    def narrow(self, batches: Iterable[Any]) -> None:
+        """Take hidden units out of the MLPs. None of the models before is as fast, so none of them can be the best."""
+        self.progress.best = {}
+        self.stage(
+            NARROWED, lambda: skipat_surgery.narrow(self.student, self.original, batches, keep=self.args.mlp_keep)
+        )
+        freeze_untouched(self.student)
+        self.output.keep_mlp_widths(Tower.of(self.student).config.mlp_widths)
 
     def stage(self, name: str, work: Callable[[], object]) -> None:
         """Do one stage, add the time it took, and measure what it gave."""
@@ -271,9 +283,15 @@ class Recipe:
 
     def summarise(self, model: torch.nn.Module, batch: Images, best: dict[str, float]) -> dict[str, Any]:
         """Everything that was measured, as ``results.json`` holds it."""
-        costs = costs_of({"teacher": self.original, "cut": model}, batch, self.accelerator)
+        models, stages = {"teacher": self.original, "cut": model}, self.progress.rows
+        if NARROWED in stages:
+            models["with all hidden units"] = self.cut_copy({})
+        costs = costs_of(models, batch, self.accelerator)
+        before = list(stages)[: list(stages).index(NARROWED)] if NARROWED in stages else []
         rows = {"teacher": {**results.of_teacher(best), **costs["teacher"]}}
-        rows |= {name: {**row, **costs["cut"]} for name, row in self.progress.rows.items()}
+        rows |= {
+            name: {**row, **costs["with all hidden units" if name in before else "cut"]} for name, row in stages.items()
+        }
         where = {name: self.progress.best[name] for name in ("stage", "step", "seconds")}
         return {
             "model": self.args.model,

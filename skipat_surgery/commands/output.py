@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shlex
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from . import run_state
 from .checks import check_writable
 from .loading import LoadedModel
 
-RUN, LOCK = "run.json", "run.lock"
+RUN, LOCK, WIDTHS = "run.json", "run.lock", "mlp_widths.json"
 
 
 class Output:
@@ -95,6 +96,17 @@ class Output:
         """Record, before the first thing of a running distillation is written, that a run is here."""
         if self.accelerator.is_main_process and not (self.folder / RUN).exists():
             run_state.write_json(self.folder / RUN, self.settings)
+
+    def keep_mlp_widths(self, widths: Mapping[int, int]) -> None:
+        """Keep how wide the MLPs are, for a resumption, which builds the model before it loads the weights."""
+        self.begin()
+        if self.accelerator.is_main_process:
+            run_state.write_json(self.folder / WIDTHS, {str(index): width for index, width in widths.items()})
+
+    def mlp_widths(self) -> dict[int, int]:
+        """What `keep_mlp_widths` kept; empty where there is nothing."""
+        file = self.folder / WIDTHS
+        return {int(index): width for index, width in run_state.read_json(file).items()} if file.exists() else {}
 
     def save(self, host: LoadedModel, model: nn.Module, name: str) -> None:
         """Save a standard checkpoint of a model of the host's kind."""

@@ -33,7 +33,7 @@ def teacher_steps(student: nn.Module, teacher: nn.Module, steps: int) -> float:
     A training step is a forward and a backward of twice its cost. In a distillation the blocks before the first skipped
     one run forward once, for both models; the rest runs forward in both, and backward in the student.
     """
-    first = Tower.of(student).skip[0]
+    first = Tower.of(student).first_changed
     costs = []
     for model in (student, teacher):
         tower = Tower.of(model)

@@ -109,7 +109,7 @@ def distill(
         raise ValueError(f"steps must be at least 1, got {steps}")
     towers = check_pair(student, teacher)
     check_precision(student, teacher)
-    first, depth = towers[0].skip[0], len(towers[0].blocks)
+    first, depth = towers[0].first_changed, len(towers[0].blocks)
     states = range(first, depth - 1) if weights.blocks else ()
     modes = {module: module.training for model in (student, teacher) for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in student.parameters()}

@@ -17,7 +17,7 @@ WEIGHT_DECAY = 0.01
 
 
 def freeze_untouched(model: nn.Module, task: Task | None = None) -> int:
-    """Freeze what the cut did not change: the embeddings and the blocks before the first skipped one.
+    """Freeze what the cut did not change: the embeddings and the blocks before the first skipped or narrower one.
 
     They give exactly what the teacher's give. Beyond the tower, a linear head of logits is trained with it; a decoder
     stays the teacher's, and what it makes of the tokens trains these.
@@ -30,14 +30,14 @@ def freeze_untouched(model: nn.Module, task: Task | None = None) -> int:
         The number of parameters that remain trainable.
     """
     tower, task = Tower.of(model), task_of(model) if task is None else task
-    blocks = tower.family.block_list(tower.module)
+    blocks, first = tower.family.block_list(tower.module), tower.first_changed
     later = [
         tower.module.get_submodule(path)  # whole, with what merges patches
         for number, stage in enumerate(tower.stages)
-        if stage.blocks.start > tower.skip[0]
+        if stage.blocks.start > first
         for path in tower.family.stage_parts(tower.module, number)
     ]
-    trained: list[nn.Module] = [*blocks[tower.skip[0] :], *later, tower.last_module()]
+    trained: list[nn.Module] = [*blocks[first:], *later, tower.last_module()]
     keep = {id(parameter) for module in trained for parameter in module.parameters()}
     if isinstance(task, Logits):
         inside = {id(parameter) for parameter in tower.module.parameters()}

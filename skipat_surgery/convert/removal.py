@@ -24,6 +24,8 @@ GROUP, FEW = 8, 1536
 # Added to each variance, as a fraction of the mean one: where removals are weighed, and where W is fitted to the
 # teacher, anchored at the pretrained weights.
 DAMPING, ANCHOR = 1e-2, 10.0
+# The matrices are made smaller where fewer than this share of their units is left.
+LEAN = 0.9
 
 
 class Removal:
@@ -48,46 +50,56 @@ class Removal:
         bias = 0 if linear.bias is None else linear.bias.double()
         self.output = weight @ self.mean + bias + target  # the mean of y, which removals do not change
         self.inverse = torch.linalg.inv(second + DAMPING * unit)
-        self.stays = torch.ones(self.width, dtype=torch.bool, device=second.device)
+        self.numbers = torch.arange(self.width, device=second.device)  # of the units that are still in the matrices
+        self.stays = torch.ones_like(self.numbers, dtype=torch.bool)
+        self.left = self.width
 
     @property
     def kept(self) -> Tensor:
         """The units that are left, by their numbers."""
-        return self.stays.nonzero()[:, 0]
+        return self.numbers[self.stays]
 
     def step(self) -> float:
         """Take the cheapest group out; the squared error of y that this adds, each channel as it counts."""
+        if self.left < LEAN * len(self.numbers):
+            self._lean()
         scaled = self.weight * self.scale
         costs = scaled.square().sum(dim=0) / self.inverse.diagonal()
-        out = costs.masked_fill(~self.stays, torch.inf).argsort()[: min(self.group, len(self.kept) - GROUP)]
+        out = costs.masked_fill(~self.stays, torch.inf).argsort()[: min(self.group, self.left - GROUP)]
         towards, within = self.inverse[out], self.inverse[out][:, out]
         cost = float((scaled[:, out].T * torch.linalg.solve(within, scaled[:, out].T)).sum())
         change = torch.linalg.solve(within, towards)
         self.weight -= self.weight[:, out] @ change
-        self.inverse -= towards.T @ change
-        self.stays[out] = False
+        self.inverse.addmm_(towards.T, change, alpha=-1)
+        self.stays[out], self.left = False, self.left - len(out)
         self.weight[:, out] = 0
         self.inverse[out] = 0
         self.inverse[:, out] = 0
         self.inverse[out, out] = 1
         return cost
 
+    def _lean(self) -> None:
+        """Leave units that are out out of the matrices: whatever remains is done on smaller ones."""
+        self.weight, self.inverse = self.weight[:, self.stays], self.inverse[self.stays][:, self.stays]
+        self.numbers = self.kept
+        self.stays = torch.ones_like(self.numbers, dtype=torch.bool)
+
     def steps(self) -> list[tuple[int, float]]:
         """Take all out but the last group; the units left after each step, and what it cost."""
         found = []
-        while len(self.kept) > GROUP:
+        while self.left > GROUP:
             cost = self.step()
-            found.append((len(self.kept), cost))
+            found.append((self.left, cost))
         return found
 
     def down_to(self, width: int) -> None:
         """Take units out until so many are left, which `steps` names."""
-        while len(self.kept) > width:
+        while self.left > width:
             self.step()
 
     def write(self, linear: nn.Linear) -> None:
         """Write what is left into a map of the units that are left."""
-        weight = self.weight[:, self.kept]
+        weight = self.weight[:, self.stays]
         linear.weight.copy_(weight)
         if linear.bias is not None:
             linear.bias.copy_(self.output - weight @ self.mean[self.kept])

@@ -1,4 +1,4 @@
-"""The blocks before the first skipped one are the teacher's own and frozen: run once, for both models."""
+"""The blocks before the first that the surgery changed are the teacher's own and frozen: run once, for both models."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..tower import Tower
 
 
 def front(tower: Tower) -> list[nn.Module]:
-    """The blocks of a cut model before the first skipped one."""
-    return list(tower.blocks[: tower.skip[0]])
+    """The blocks of a cut model before the first that the surgery changed."""
+    return list(tower.blocks[: tower.first_changed])
 
 
 def train_mode(model: nn.Module, tower: Tower, task: Task | None) -> None:
@@ -102,11 +102,11 @@ def outputs_of_both(
         teacher: The model it learns from, and its tower.
         images: (B, C, H, W), or videos (B, T, C, H, W), or patches.
         states: The blocks whose output to keep.
-        share: Run the blocks before the first skipped one once, for both: the teacher is the model that was cut, and
-            they are frozen.
+        share: Run the blocks before the first that was changed once, for both: the teacher is the model that was cut,
+            and they are frozen.
         task: What both are for; found when left out.
     """
-    first = student[1].skip[0]
+    first = student[1].first_changed
     with keep_input(student[1].blocks[first]) as seen:
         found = outputs_of(*student, images, states, task)
     shared = started_at(teacher[1], first, seen[0]) if share else nullcontext()

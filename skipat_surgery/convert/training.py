@@ -201,7 +201,7 @@ class Training:
 
     def _run_both(self, images: torch.Tensor, student: nn.Module) -> tuple[Outputs, Outputs]:
         """What student and teacher make of the same images."""
-        first, depth = self.tower.skip[0], len(self.tower.blocks)
+        first, depth = self.tower.first_changed, len(self.tower.blocks)
         same_depth = depth == len(self.teacher_tower.blocks)
         states = range(first, depth - 1) if self.config.block_weight and same_depth else ()
         return outputs_of_both(
