@@ -41,6 +41,12 @@ def test_it_says_what_happened(facts, says):
     assert says in card(**facts)
 
 
+def test_it_says_which_mlps_are_narrower():
+    assert "narrower" not in model_card(SKIPAT, "transformers", "AutoModel")
+    narrow = model_card({**SKIPAT, "mlp_widths": {"0": 1160, "3": 64}}, "transformers", "AutoModel")
+    assert "left to MLPs that are narrower than in the base model: 1,160 (block 0), 64 (block 3)" in narrow
+
+
 def test_without_labels_none_was_read():
     rows = {"teacher": {"images": 10}, "cut": {"patch_cosine": 0.5}}
     assert "no label was read" in card(rows=rows, teacher=None, label_weight=0.0)

@@ -71,7 +71,18 @@ def test_a_row_that_says_so_is_refitted_too(monkeypatch):
     assert [*map(id, asked[0])] == [id(model), id(subject.teacher), id(batches)]
 
 
+@pytest.mark.parametrize("name", ["narrow 50", "cut 2-3 of Z narrow 50", "cut 2-3 of Z narrow 50 merge 1"])
+def test_a_row_that_says_so_is_narrower(name):
+    subject, row = Small(4, 32), equal_speed.Row.of(name.removesuffix(" merge 1"))
+    model = row.make(subject.teacher, subject.fitting(64))
+    before, after = (sum(block.mlp.fc1.out_features for block in one.blocks) for one in (subject.teacher, model))
+    assert after == before // 2
+    assert equal_speed.Row.of(name).keep == 0.5
+
+
 def test_names_of_rows():
+    assert equal_speed.Row.of("narrow 75 merge 8") == equal_speed.Row({}, 8, keep=0.75)
+    assert equal_speed.Row.of("cut 1 narrow 60").kind == "cut and narrow"
     assert equal_speed.Row.of("merge 8") == equal_speed.Row({}, 8)
     assert equal_speed.Row.of("cut 1+3-4") == equal_speed.Row(dict.fromkeys((1, 3, 4), PhiConfig()), 0)
     off = PhiConfig(pool=4, kernel_size=1)

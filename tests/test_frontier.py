@@ -13,7 +13,7 @@ from torch import nn
 
 import skipat_surgery
 from skipat_surgery import PhiConfig
-from skipat_surgery.analysis.frontier import BOTH, CUT, INT8, MERGED, PRUNED, Contender, Frontier, frontier
+from skipat_surgery.analysis.frontier import BOTH, CUT, INT8, MERGED, NARROW, PRUNED, Contender, Frontier, frontier
 from skipat_surgery.commands import benchmark
 from skipat_surgery.measure.timing import Estimate
 
@@ -32,7 +32,7 @@ def test_every_kind_that_can_take_part_does(classes: int, tmp_path: Path) -> Non
     plan = skipat_surgery.plan(model, batches, n_skip=2, phi=OFFERS, progress=False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = frontier(model, batches, plan, rounds=5, progress=False)
-    assert {one.kind for one in found.contenders} >= {CUT, MERGED, BOTH}
+    assert {one.kind for one in found.contenders} >= {CUT, NARROW, MERGED, BOTH}
     assert {line.partition(":")[0] for line in found.left_out} <= {PRUNED, INT8}
     assert all(0 <= one.kept <= 1 + 1e-6 for one in found.contenders)
     assert [one.kept for one in found.contenders if one.kind == CUT] == pytest.approx(

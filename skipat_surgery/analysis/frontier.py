@@ -185,7 +185,14 @@ class _Makers:
 
     def kinds(self) -> dict[str, Callable[[], Made]]:
         """By kind, what makes its contenders."""
-        return {MERGED: self.merged, BOTH: self.both, PRUNED: self.pruned, INT8: self.int8, NARROW: self.narrow, CUT: self.cut}
+        return {
+            MERGED: self.merged,
+            BOTH: self.both,
+            PRUNED: self.pruned,
+            INT8: self.int8,
+            NARROW: self.narrow,
+            CUT: self.cut,
+        }
 
     def merged(self) -> Made:
         check_merging(self.model, self.images)

@@ -73,7 +73,7 @@ def model_card(skipat: dict[str, Any], host: str, load_with: str) -> str:
         f"# {name} with Skip-Attention",
         f"The attention of blocks {', '.join(skipat['phi'])} (counted from 0) of {f'`{base}`' if base else 'it'} was "
         f"replaced with the small function Φ of [Skip-Attention]({PAPER}) (SkipAT, ICLR 2024), by skipat_surgery.",
-        "\n".join(f"- Φ of blocks {blocks}: `{phi}`" for phi, blocks in _phis(skipat).items()),
+        "\n".join([*(f"- Φ of blocks {blocks}: `{phi}`" for phi, blocks in _phis(skipat).items()), *_widths(skipat)]),
         "## How it was distilled",
         _distillation(results),
         "## Load it",
@@ -113,6 +113,13 @@ def _phis(skipat: dict[str, Any]) -> dict[str, str]:
     for index, phi in skipat["phi"].items():
         blocks.setdefault(json.dumps(phi), []).append(index)
     return {phi: ", ".join(indices) for phi, indices in blocks.items()}
+
+
+def _widths(skipat: dict[str, Any]) -> list[str]:
+    """A line on the MLPs that hidden units were taken out of, if there are any."""
+    widths = skipat.get("mlp_widths", {})
+    listed = ", ".join(f"{width:,} (block {index})" for index, width in widths.items())
+    return [f"- Hidden units left to MLPs that are narrower than in the base model: {listed}"] if widths else []
 
 
 def _data(base: str | None, results: dict[str, Any] | None, host: str, load_with: str) -> huggingface_hub.ModelCardData:
