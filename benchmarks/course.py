@@ -59,7 +59,7 @@ class Course:
         self.student = Row.of(args.row).make(self.subject.teacher, self.subject.fitting(args.solve_images))
         self.images = torch.cat(self.subject.fitting(args.images))
         self.points: list[dict[str, float]] = []
-        self.began = 0.0
+        self.began, self.scale = 0.0, 0.0
 
     def run(self) -> None:
         """Distil, and show what was kept on the way."""
@@ -70,14 +70,12 @@ class Course:
         probed = [self.draw(draws) for _ in range(STEPS + 1)]
         with bf16():
             # Rates are probed on batches given at once; those of the run measure the student as they are drawn.
-            scale = self.probed(probed)
+            self.scale = scale = self.probed(probed)
             self.began = time.perf_counter()
             skipat_surgery.distill(
                 self.student, self.subject.teacher, self.measured(draws), steps=args.steps, rate_scale=scale
             )
         self.measure(args.steps, self.student)
-        found = {"arguments": asdict(args), "rate_scale": scale, "points": self.points}
-        run_state.write_json(output / "course.json", found)
         where = f"`python {shlex.join(sys.argv)}`, rates times {scale:g}, {machine(torch.device('cpu'))}"
         (output / "course.md").write_text(f"{self.table()}\n\n{where}\n")
         self.plot(output / "course.png")
@@ -108,6 +106,8 @@ class Course:
         torch.clear_autocast_cache()
         with evaluating(model), torch.autocast("cpu", enabled=False):
             self.points.append({"step": step, "seconds": round(seconds), **self.subject.measure(model)})
+        found = {"arguments": asdict(self.args), "rate_scale": self.scale, "points": self.points}
+        run_state.write_json(Path(self.args.output_dir) / "course.json", found)  # what a run that is ended leaves
         torch.clear_autocast_cache()  # casts that were made without a gradient must not serve a step
 
     def table(self) -> str:

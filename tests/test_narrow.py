@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import skipat_surgery
+from skipat_surgery.convert.last_linear import last_linear
 from skipat_surgery.convert.moments import Moments
 from skipat_surgery.convert.narrow import narrow_tower
 from skipat_surgery.convert.removal import DAMPING, GROUP, Removal, Weighed, widths_within
 from skipat_surgery.convert.training import Training
 from skipat_surgery.core.mlp import Mlp
+from skipat_surgery.observing import states_of
 from skipat_surgery.tower import Tower
 
 LEFT_ALONE = ["timm eva, post-norm", "timm vit, res-post", "Swinv2Model", "timm davit"]
@@ -198,6 +200,24 @@ def test_mlps_that_cannot_be_narrower_are_refused_before_anything_changes(name: 
     with pytest.raises(ValueError, match=r"block 1 cannot be narrower: .*; leave it out of blocks"):
         skipat_surgery.narrow(student, teacher, batches, blocks=[1], progress=False)
     assert all(torch.equal(tensor, state[name]) for name, tensor in student.state_dict().items())
+
+
+def test_values_far_above_the_others_hide_no_linear_map_in_bfloat16() -> None:
+    """As DINOv2's have them: what bfloat16 rounds off those is more than what all others hold."""
+    teacher = case_named("timm vit, registers").model().float()
+    with torch.no_grad():
+        teacher.blocks[3].mlp.fc2.bias[5] = 400.0
+    tower = Tower.of(teacher)
+    reader = tower.blocks[3].mlp.fc2
+
+    def run() -> Tensor:
+        return states_of(tower, 3, torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = last_linear({reader}, run)
+    assert found is not None
+    assert found[0] is reader
+    torch.testing.assert_close(found[1], teacher.blocks[3].ls2.gamma.detach(), rtol=0, atol=1e-3)
 
 
 def test_an_mlp_that_is_used_twice_is_refused() -> None:
