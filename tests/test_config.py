@@ -39,9 +39,18 @@ def test_what_an_older_file_does_not_say_is_what_there_was():
     assert SkipatConfig.from_dict(data).phi[2] == PhiConfig(expansion=0.5, prefix="mix", pool=0, reads_x=False)
 
 
+def test_the_version_is_the_oldest_that_can_read_it():
+    config = SkipatConfig({2: PhiConfig()})
+    assert config.to_dict()["version"] == 2
+    narrow = SkipatConfig({2: PhiConfig()}, mlp_widths={4: 24, 0: 64})
+    assert narrow.to_dict()["version"] == 3
+    assert narrow.to_dict()["mlp_widths"] == {"0": 64, "4": 24}
+    assert SkipatConfig.from_dict(narrow.to_dict()) == narrow
+
+
 def test_a_newer_version_is_refused():
-    data = {**SkipatConfig({2: PhiConfig()}).to_dict(), "version": 3}
-    with pytest.raises(ValueError, match=r"is of version 3, this library reads up to 2: upgrade skipat-surgery"):
+    data = {**SkipatConfig({2: PhiConfig()}).to_dict(), "version": 4}
+    with pytest.raises(ValueError, match=r"is of version 4, this library reads up to 3: upgrade skipat-surgery"):
         SkipatConfig.from_dict(data)
 
 

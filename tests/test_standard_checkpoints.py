@@ -167,8 +167,8 @@ def test_a_truncated_file_is_an_error(folder):
 
 
 def test_a_newer_version_is_an_error(folder):
-    edit_config(folder, version=3)
-    with pytest.raises(ValueError, match=r"is of version 3, this library reads up to 2: upgrade skipat-surgery"):
+    edit_config(folder, version=4)
+    with pytest.raises(ValueError, match=r"is of version 4, this library reads up to 3: upgrade skipat-surgery"):
         AutoModelForImageClassification.from_pretrained(folder)
 
 
