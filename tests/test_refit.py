@@ -12,6 +12,7 @@ from cases import case_named
 
 import skipat_surgery
 from skipat_surgery.convert import refit as module
+from skipat_surgery.convert.moments import Moments
 from skipat_surgery.observing import states_of
 from skipat_surgery.tower import Tower
 
@@ -108,7 +109,7 @@ def test_each_map_takes_the_ridge_that_is_best_on_held_out_images(batches):
 
 def test_a_map_that_gains_nothing_keeps_its_weights(batches, monkeypatch):
     student, teacher = solved("ViTForImageClassification", batches)
-    monkeypatch.setattr(module.Moments, "ridge_regression", lambda self, *args, **kwargs: torch.ones_like(self.xy.T))
+    monkeypatch.setattr(Moments, "ridge_regression", lambda self, *args, **kwargs: torch.ones_like(self.xy.T))
     assert not changed_by_refit(student, teacher, batches)
 
 

@@ -153,6 +153,7 @@ def test_in_a_new_process_too(name: str, how: str, tmp_path: Path) -> None:
 import sys; sys.path[:0] = {sys.path!r}
 {"" if how == "remote" else how}
 import torch, transformers
+torch.set_num_threads({torch.get_num_threads()})  # sums are parted by them
 model = transformers.{loader}.from_pretrained({str(tmp_path / "cut")!r}, trust_remote_code={how == "remote"})
 from test_several_towers import MODELS
 torch.testing.assert_close(

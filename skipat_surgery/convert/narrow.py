@@ -124,10 +124,10 @@ def narrow_tower(
     """What `narrow` does, to a model that may be uncut: its checkpoint then says nothing of it."""
     wanted = _checked(mine, keep, blocks)
     with evaluating(student, original.module):
-        going, shared = _Going(mine, original, batches, prefix_weight, progress), shared_parameters(student)
+        passes, shared = _Passes(mine, original, batches, prefix_weight, progress), shared_parameters(student)
         weighed: dict[int, Weighed] = {}
         reasons = []
-        for block in going.over_blocks("Weighing", wanted):
+        for block in passes.over_blocks("Weighing", wanted):
             reason = block.reason_against(shared)
             if reason is None:
                 weighed[block.index] = block.weighed()
@@ -136,8 +136,8 @@ def narrow_tower(
         if reasons and (blocks is not None or not weighed):
             raise ValueError(f"{reasons[0]}; leave it out of blocks")
         widths = widths_within(weighed, keep)
-        errors = {block.index: block.narrow(widths[block.index]) for block in going.over_blocks("Narrowing", weighed)}
-    return NarrowResult(going.images, {index: (one.width, widths[index]) for index, one in weighed.items()}, errors)
+        errors = {block.index: block.narrow(widths[block.index]) for block in passes.over_blocks("Narrowing", weighed)}
+    return NarrowResult(passes.images, {index: (one.width, widths[index]) for index, one in weighed.items()}, errors)
 
 
 def _checked(tower: Tower, keep: float, blocks: Iterable[int] | None) -> list[int]:
@@ -154,7 +154,7 @@ def _checked(tower: Tower, keep: float, blocks: Iterable[int] | None) -> list[in
     return wanted
 
 
-class _Going:
+class _Passes:
     """Passes over the blocks, each from the first of them on."""
 
     def __init__(
@@ -260,5 +260,7 @@ class _Block(FittedBlock):
             for path in mlp.makers:
                 hooks.callback(block.get_submodule(path).register_forward_hook(shift).remove)
             self.run_x()
+        if len(seen) != 2:
+            return False  # it is called more than once
         before, after = seen
-        return torch.equal(before[..., 1::2], after[..., 1::2])
+        return torch.equal(before[..., 1::2], after[..., 1::2]) and not torch.equal(before, after)
