@@ -19,7 +19,7 @@ from .grid_carrying import carry_grid, drop_grid
 from .in_place import save_memory, undo_save_memory
 from .kept_attention import KeptAttention
 from .map_carrying import ChannelsFirstBlock, drop_windows, move_windows, undo_windows
-from .mlp import Mlp
+from .mlp import Mlp, put
 from .phi import Phi
 from .stage_carrying import undo_no_windows
 from .stages import Stage
@@ -146,7 +146,7 @@ def restore_tower(tower: nn.Module) -> None:
     for index, slots in record.removed.items():
         block = blocks[index]
         for slot, module in slots.items():
-            _put(block, slot, module if module is None else _like(module, block))
+            put(block, slot, module if module is None else _like(module, block))
         if index in record.config.phi:
             del block.phi, block.skipat_feeds_next
     for index in reached(family.stage_list(tower), record.config):
@@ -200,14 +200,8 @@ def take_out(
         slots[family.norm] = nn.Identity()
     removed = {slot: attrgetter(slot)(block) for slot in slots}
     for slot, module in slots.items():
-        _put(block, slot, module)
+        put(block, slot, module)
     return removed
-
-
-def _put(block: nn.Module, slot: str, module: nn.Module | None) -> None:
-    """Put a module, or None, into a slot of a block or of a part of it."""
-    part, _, name = slot.rpartition(".")
-    setattr(block.get_submodule(part), name, module)
 
 
 def _skip(block: nn.Module, family: Family, phi: Phi, stage: Stage) -> dict[str, nn.Module | None]:

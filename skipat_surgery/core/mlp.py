@@ -73,7 +73,7 @@ class Mlp:
             assert isinstance(linear, nn.Linear)
             packed = path != self.reader and linear.out_features == 2 * width  # of a gated MLP, in one Linear
             rows = torch.cat([kept, kept + width]) if packed else kept
-            _put(block, path, _part(linear, columns=kept) if path == self.reader else _part(linear, rows=rows))
+            put(block, path, _part(linear, columns=kept) if path == self.reader else _part(linear, rows=rows))
         return before
 
     def widen(self, block: nn.Module, width: int) -> None:
@@ -87,7 +87,7 @@ class Mlp:
             else:
                 rows = rows // before * width
             kind = {"device": "meta", "dtype": linear.weight.dtype}
-            _put(block, path, nn.Linear(columns, rows, linear.bias is not None, **kind))
+            put(block, path, nn.Linear(columns, rows, linear.bias is not None, **kind))
 
 
 def _makers(linears: dict[str, nn.Linear], reader: str) -> tuple[str, ...]:
@@ -117,6 +117,7 @@ def _part(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None 
     return made.train(linear.training)
 
 
-def _put(block: nn.Module, path: str, linear: nn.Module) -> None:
-    owner, _, name = path.rpartition(".")
-    setattr(block.get_submodule(owner), name, linear)
+def put(block: nn.Module, slot: str, module: nn.Module | None) -> None:
+    """Put a module, or None, into a slot of a block or of a part of it."""
+    part, _, name = slot.rpartition(".")
+    setattr(block.get_submodule(part), name, module)
